@@ -1,0 +1,366 @@
+//! The directory of profiles: one file a (image, workload), found by image and by layers, merged under one lock.
+//!
+//! Invariants: a profile file is replaced as a whole (temporary file, fsync, rename, fsync of the directory) and only
+//! by [`ProfileDir::add`], under the directory's lock, so that two writers never lose each other's run; a file that
+//! cannot be read is reported with its name and reason, harms no other, and is never overwritten: it is kept aside
+//! as `<name>.bad`.
+//!
+//! Only summaries stay in memory; they are refreshed when a file's size or time changes, so files may be copied in
+//! and removed by hand.
+
+mod disk;
+mod select;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Digest,
+    model::{Identity, ModelError, Profile, Run},
+};
+
+/// Workloads kept for one image: a command line that is new each time must not fill the disk.
+pub const MAX_WORKLOADS: usize = 32;
+
+/// The profiles below one directory.
+#[derive(Debug)]
+pub struct ProfileDir {
+    dir: PathBuf,
+    known: BTreeMap<String, Known>,
+}
+
+/// What is kept in memory of a file.
+#[derive(Debug)]
+struct Known {
+    stamp: disk::Stamp,
+    summary: Result<Summary, String>,
+}
+
+/// What a profile says in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Name of its file in the directory.
+    pub file: String,
+    /// Whose it is.
+    pub identity: Identity,
+    /// Number of runs.
+    pub runs: usize,
+    /// Unix time of the newest run's first exec in milliseconds; 0 without runs.
+    pub newest_ms: u64,
+    /// Layers of the newest run, top first.
+    pub layers: Vec<Digest>,
+    /// Files touched by the newest run.
+    pub files: usize,
+    /// Pages of 4096 bytes touched by the newest run.
+    pub pages: u64,
+    /// Pages touched by the newest run in each layer.
+    #[serde(skip)]
+    pages_by_layer: HashMap<Digest, u64>,
+}
+
+/// One file of the directory, readable or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Name of the file.
+    pub file: String,
+    /// What it says, or why it cannot be read.
+    pub summary: Result<Summary, String>,
+}
+
+/// Why the directory or a profile cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// The file system said no.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that is no profile.
+    #[error("profile {} cannot be read: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ModelError,
+    },
+    /// Nothing goes by that name.
+    #[error("no profile is named {name:?} in {}; `forelayer profile list` shows them", dir.display())]
+    NotFound {
+        /// What was asked for.
+        name: String,
+        /// Where.
+        dir: PathBuf,
+    },
+}
+
+impl ProfileDir {
+    /// Opens the directory, made (0700) if it is not there, and reads what is in it. Files that cannot be read are
+    /// warned about once and left alone.
+    ///
+    /// # Errors
+    /// If the directory cannot be made or read.
+    pub fn open(dir: &Path) -> Result<Self, ProfileError> {
+        disk::make_dir(dir)?;
+        let mut this = Self {
+            dir: dir.to_owned(),
+            known: BTreeMap::new(),
+        };
+        {
+            let _lock = disk::lock(dir)?;
+            disk::remove_leftovers(dir)?;
+        }
+        this.refresh()?;
+        Ok(this)
+    }
+
+    /// Like [`ProfileDir::open`] for looking only: a directory that is not there is empty, nothing is made.
+    ///
+    /// # Errors
+    /// If the directory is there and cannot be read.
+    pub fn open_read_only(dir: &Path) -> Result<Self, ProfileError> {
+        let mut this = Self {
+            dir: dir.to_owned(),
+            known: BTreeMap::new(),
+        };
+        if dir.exists() {
+            this.refresh()?;
+        }
+        Ok(this)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Takes note of files that appeared, changed or vanished.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn refresh(&mut self) -> Result<(), ProfileError> {
+        let stamps = disk::scan(&self.dir)?;
+        self.known.retain(|file, _| stamps.contains_key(file));
+        for (file, stamp) in stamps {
+            if self
+                .known
+                .get(&file)
+                .is_some_and(|known| known.stamp == stamp)
+            {
+                continue;
+            }
+            let summary = match self.load(&file) {
+                Ok(profile) => Ok(Summary::of(file.clone(), &profile)),
+                Err(error) => {
+                    tracing::warn!("{error}; it is left alone and nothing is predicted from it");
+                    Err(reason(&error))
+                }
+            };
+            self.known.insert(file, Known { stamp, summary });
+        }
+        Ok(())
+    }
+
+    /// All files in order of name, as of the last refresh.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        self.known
+            .iter()
+            .map(|(file, known)| Listed {
+                file: file.clone(),
+                summary: known.summary.clone(),
+            })
+            .collect()
+    }
+
+    /// The files that `name` means: a file's name (with or without `.json`) or the beginning of it, if it is the only
+    /// one; or an image's name with all its workloads. Readable or not.
+    ///
+    /// # Errors
+    /// [`ProfileError::NotFound`].
+    pub fn named(&self, name: &str) -> Result<Vec<String>, ProfileError> {
+        let exact = format!("{}.json", name.trim_end_matches(".json"));
+        if self.known.contains_key(&exact) {
+            return Ok(vec![exact]);
+        }
+        let image: Vec<String> = self
+            .summaries()
+            .filter(|summary| summary.identity.image == name)
+            .map(|summary| summary.file.clone())
+            .collect();
+        if !image.is_empty() {
+            return Ok(image);
+        }
+        let mut begins = self
+            .known
+            .keys()
+            .filter(|file| !name.is_empty() && file.starts_with(name));
+        match (begins.next(), begins.next()) {
+            (Some(only), None) => Ok(vec![only.clone()]),
+            _ => Err(ProfileError::NotFound {
+                name: name.to_owned(),
+                dir: self.dir.clone(),
+            }),
+        }
+    }
+
+    /// Reads one file.
+    ///
+    /// # Errors
+    /// If it cannot be read or is no profile.
+    pub fn load(&self, file: &str) -> Result<Profile, ProfileError> {
+        let path = self.dir.join(file);
+        let text = disk::read(&path)?;
+        Profile::from_json(&text).map_err(|source| ProfileError::Malformed { path, source })
+    }
+
+    /// The profiles that predict a start of an image with these layers (any order), best known as `reference`: those
+    /// recorded with exactly these layers; else those of the image's name; else those of the image that shares most
+    /// of its touched pages. Empty if nothing fits.
+    ///
+    /// # Errors
+    /// If the directory cannot be read; unreadable files are skipped.
+    pub fn find(
+        &mut self,
+        reference: Option<&str>,
+        layers: &[Digest],
+    ) -> Result<Vec<Profile>, ProfileError> {
+        self.refresh()?;
+        let chosen = select::choose(&self.summaries().collect::<Vec<_>>(), reference, layers);
+        let mut profiles = Vec::with_capacity(chosen.len());
+        for file in chosen {
+            match self.load(&file) {
+                Ok(profile) => profiles.push(profile),
+                Err(error) => tracing::warn!("{error}; nothing is predicted from it"),
+            }
+        }
+        Ok(profiles)
+    }
+
+    /// Merges a run into the profile of `identity` and keeps the newest `keep` runs; answers the file's path. A file
+    /// of that name that is no profile of this identity is moved aside first. Of an image's workloads the
+    /// [`MAX_WORKLOADS`] with the newest starts stay.
+    ///
+    /// # Errors
+    /// If the profile cannot be written; the old one is then as it was.
+    pub fn add(
+        &mut self,
+        identity: &Identity,
+        run: Run,
+        keep: usize,
+    ) -> Result<PathBuf, ProfileError> {
+        disk::make_dir(&self.dir)?;
+        let _lock = disk::lock(&self.dir)?;
+        let file = identity.file_name();
+        let path = self.dir.join(&file);
+        let mut profile = Profile::new(identity.clone());
+        if path.exists() {
+            let kept = self.load(&file).and_then(|old| {
+                profile
+                    .merge(old, keep)
+                    .map_err(|mismatch| ProfileError::Malformed {
+                        path: path.clone(),
+                        source: ModelError::Value {
+                            place: "identity".to_owned(),
+                            what: mismatch.to_string(),
+                        },
+                    })
+            });
+            match kept {
+                Ok(()) => {}
+                Err(error @ ProfileError::Malformed { .. }) => {
+                    let aside = disk::move_aside(&path)?;
+                    tracing::warn!(
+                        "{error}; it is kept as {} and learning starts anew",
+                        aside.display()
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        profile.add(run, keep);
+        disk::write(&self.dir, &file, profile.to_json().as_bytes())?;
+        self.refresh()?;
+        for old in select::surplus(
+            &self.summaries().collect::<Vec<_>>(),
+            &identity.image,
+            MAX_WORKLOADS,
+        ) {
+            disk::remove(&self.dir.join(&old))?;
+            self.known.remove(&old);
+        }
+        Ok(path)
+    }
+
+    /// Removes one file.
+    ///
+    /// # Errors
+    /// If it is not there or cannot be removed.
+    pub fn delete(&mut self, file: &str) -> Result<(), ProfileError> {
+        let _lock = disk::lock(&self.dir)?;
+        if !self.known.contains_key(file) {
+            return Err(ProfileError::NotFound {
+                name: file.to_owned(),
+                dir: self.dir.clone(),
+            });
+        }
+        disk::remove(&self.dir.join(file))?;
+        self.known.remove(file);
+        Ok(())
+    }
+
+    fn summaries(&self) -> impl Iterator<Item = &Summary> {
+        self.known
+            .values()
+            .filter_map(|known| known.summary.as_ref().ok())
+    }
+}
+
+/// The cause without the file's name, for lists that show the name beside it.
+fn reason(error: &ProfileError) -> String {
+    match error {
+        ProfileError::Malformed { source, .. } => source.to_string(),
+        ProfileError::Io { source, .. } => source.to_string(),
+        ProfileError::NotFound { .. } => error.to_string(),
+    }
+}
+
+impl Summary {
+    fn of(file: String, profile: &Profile) -> Self {
+        let newest = profile.runs.first();
+        let mut pages_by_layer = HashMap::new();
+        for touches in newest.iter().flat_map(|run| &run.files) {
+            if let Some(layer) = touches.layer {
+                let pages: u64 = touches
+                    .ranges
+                    .iter()
+                    .map(|range| u64::from(range.pages))
+                    .sum();
+                *pages_by_layer.entry(layer).or_default() += pages;
+            }
+        }
+        Self {
+            file,
+            identity: profile.identity.clone(),
+            runs: profile.runs.len(),
+            newest_ms: newest.map_or(0, |run| run.started_ms),
+            layers: profile.layers().to_vec(),
+            files: newest.map_or(0, |run| run.files.len()),
+            pages: newest.map_or(0, Run::pages),
+            pages_by_layer,
+        }
+    }
+}

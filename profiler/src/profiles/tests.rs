@@ -1,0 +1,264 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+
+use super::*;
+use crate::{
+    model::{FileTouches, TouchedRange},
+    protocol::{Access, Level},
+};
+
+fn digest(text: &str) -> Digest {
+    Digest::of(text.as_bytes())
+}
+
+/// A run over `layers`, with one touched page in each.
+fn run(number: u64, layers: &[&str]) -> Run {
+    Run {
+        id: format!("{number:032x}"),
+        started_ms: number,
+        level: Level::Tracepoints,
+        lost: 0,
+        layers: layers.iter().map(|layer| digest(layer)).collect(),
+        execs: Vec::new(),
+        files: layers
+            .iter()
+            .map(|layer| FileTouches {
+                path: format!("in-{layer}"),
+                content: None,
+                layer: Some(digest(layer)),
+                size: 4096,
+                ranges: vec![TouchedRange {
+                    page: 0,
+                    pages: 1,
+                    at_us: 0,
+                    access: Access::Read,
+                }],
+            })
+            .collect(),
+        found: Vec::new(),
+        missing: Vec::new(),
+        predicted_unused: Vec::new(),
+    }
+}
+
+fn identity(image: &str, command: &str) -> Identity {
+    Identity::new(image, &[command.to_owned()], &[])
+}
+
+fn images(found: Vec<Profile>) -> Vec<String> {
+    found
+        .into_iter()
+        .map(|profile| profile.identity.image)
+        .collect()
+}
+
+#[test]
+fn runs_are_merged_into_their_profile_and_found_again() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(&place.path().join("profiles")).unwrap();
+    let python = identity("h/python:3", "python3");
+    let path = dir.add(&python, run(1, &["a"]), 2).unwrap();
+    dir.add(&python, run(2, &["a"]), 2).unwrap();
+    dir.add(&python, run(2, &["a"]), 2).unwrap();
+    dir.add(&python, run(3, &["a"]), 2).unwrap();
+    let profile = dir
+        .load(path.file_name().unwrap().to_str().unwrap())
+        .unwrap();
+    assert_eq!(
+        profile
+            .runs
+            .iter()
+            .map(|run| run.started_ms)
+            .collect::<Vec<_>>(),
+        [3, 2]
+    );
+
+    // By another process, later.
+    let mut again = ProfileDir::open(dir.dir()).unwrap();
+    assert_eq!(again.find(Some("h/python:3"), &[]).unwrap(), [profile]);
+    assert_eq!(again.list().len(), 1);
+    assert_eq!(again.list()[0].summary.as_ref().unwrap().pages, 1);
+}
+
+#[test]
+fn the_best_fitting_profiles_are_found() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    dir.add(
+        &identity("h/python:3", "python3"),
+        run(1, &["python", "debian"]),
+        8,
+    )
+    .unwrap();
+    dir.add(
+        &identity("h/python:3", "sh"),
+        run(2, &["python", "debian"]),
+        8,
+    )
+    .unwrap();
+    dir.add(
+        &identity("h/other:1", "other"),
+        run(3, &["other", "debian"]),
+        8,
+    )
+    .unwrap();
+    dir.add(&identity("h/none:1", "none"), run(4, &["none"]), 8)
+        .unwrap();
+    let mut find = |reference: Option<&str>, layers: &[&str]| {
+        let layers: Vec<Digest> = layers.iter().map(|layer| digest(layer)).collect();
+        images(dir.find(reference, &layers).unwrap())
+    };
+    // The same layers under another name, in another order; every workload.
+    assert_eq!(
+        find(Some("mirror/x:9"), &["debian", "python"]),
+        ["h/python:3", "h/python:3"]
+    );
+    // The same name, rebuilt.
+    assert_eq!(find(Some("h/other:1"), &["new"]), ["h/other:1"]);
+    // Another tag of the same repository.
+    assert_eq!(find(Some("h/none:2"), &["new"]), ["h/none:1"]);
+    // Never seen, but sharing a layer: of two that share as much, the newest.
+    assert_eq!(
+        find(Some("h/sister:1"), &["debian", "sister"]),
+        ["h/other:1"]
+    );
+    assert!(find(Some("h/stranger:1"), &["stranger"]).is_empty());
+    assert!(find(None, &[]).is_empty());
+}
+
+#[test]
+fn a_malformed_file_is_named_kept_aside_and_harms_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    let (good, bad) = (identity("good", "a"), identity("bad", "a"));
+    dir.add(&good, run(1, &["a"]), 8).unwrap();
+    fs::write(place.path().join(bad.file_name()), "{\"schema\": 7}").unwrap();
+    // Somebody copied a profile over another's name.
+    let wrong = identity("wrong", "a");
+    fs::copy(
+        place.path().join(good.file_name()),
+        place.path().join(wrong.file_name()),
+    )
+    .unwrap();
+
+    dir.refresh().unwrap();
+    let listed = dir.list();
+    assert_eq!(listed.len(), 3);
+    let error = listed
+        .iter()
+        .find(|l| l.file == bad.file_name())
+        .unwrap()
+        .summary
+        .clone()
+        .unwrap_err();
+    assert_eq!(error, "schema 7; this program reads schema 1");
+    assert!(
+        dir.load(&bad.file_name())
+            .unwrap_err()
+            .to_string()
+            .contains(&bad.file_name())
+    );
+    assert!(dir.find(Some("bad"), &[]).unwrap().is_empty());
+    assert!(!dir.find(Some("good"), &[]).unwrap().is_empty());
+
+    for (who, keeps) in [(&bad, "{\"schema\": 7}"), (&wrong, "\"good\"")] {
+        dir.add(who, run(2, &["a"]), 8).unwrap();
+        assert_eq!(dir.load(&who.file_name()).unwrap().identity, *who);
+        let aside =
+            fs::read_to_string(place.path().join(format!("{}.bad", who.file_name()))).unwrap();
+        assert!(aside.contains(keeps), "{aside}");
+    }
+    // And a second time, without losing the first.
+    fs::write(place.path().join(bad.file_name()), "again").unwrap();
+    dir.add(&bad, run(3, &["a"]), 8).unwrap();
+    assert_eq!(
+        fs::read_to_string(place.path().join(format!("{}.bad.1", bad.file_name()))).unwrap(),
+        "again"
+    );
+    assert_eq!(dir.list().len(), 3);
+}
+
+#[test]
+fn two_writers_lose_no_run() {
+    let place = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4_u64 {
+            let place = place.path();
+            scope.spawn(move || {
+                let mut dir = ProfileDir::open(place).unwrap();
+                for number in 0..5 {
+                    dir.add(
+                        &identity("shared", "a"),
+                        run(writer * 100 + number, &["a"]),
+                        64,
+                    )
+                    .unwrap();
+                }
+            });
+        }
+    });
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    assert_eq!(dir.find(Some("shared"), &[]).unwrap()[0].runs.len(), 20);
+    let left: Vec<_> = fs::read_dir(place.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(
+        left.len(),
+        2,
+        "the profile and the lock, nothing else: {left:?}"
+    );
+}
+
+#[test]
+fn workloads_of_an_image_are_bounded_and_the_newest_stay() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    dir.add(&identity("other", "a"), run(0, &["a"]), 8).unwrap();
+    for number in 1..=MAX_WORKLOADS as u64 + 3 {
+        dir.add(
+            &identity("image", &format!("command {number}")),
+            run(number, &["a"]),
+            8,
+        )
+        .unwrap();
+    }
+    let kept = dir.named("image").unwrap();
+    assert_eq!(kept.len(), MAX_WORKLOADS);
+    assert!(!kept.contains(&identity("image", "command 3").file_name()));
+    assert!(kept.contains(&identity("image", "command 4").file_name()));
+    assert_eq!(dir.named("other").unwrap().len(), 1);
+}
+
+#[test]
+fn profiles_go_by_file_name_its_beginning_or_the_image() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    let (a, b) = (identity("h/a:1", "x"), identity("h/b:1", "x"));
+    dir.add(&a, run(1, &["a"]), 8).unwrap();
+    dir.add(&b, run(2, &["b"]), 8).unwrap();
+    for name in [
+        a.file_name(),
+        a.file_name().replace(".json", ""),
+        "h/a:1".to_owned(),
+        "h_a".to_owned(),
+    ] {
+        assert_eq!(dir.named(&name).unwrap(), [a.file_name()], "{name}");
+    }
+    for name in ["", "h_", "h/c:1"] {
+        assert!(dir.named(name).is_err(), "{name:?} means no single profile");
+    }
+    dir.delete(&a.file_name()).unwrap();
+    assert!(dir.delete(&a.file_name()).is_err());
+    assert!(dir.delete("../outside").is_err());
+    assert_eq!(ProfileDir::open(place.path()).unwrap().list().len(), 1);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_empty_and_stays_away() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("none");
+    assert!(ProfileDir::open_read_only(&dir).unwrap().list().is_empty());
+    assert!(!dir.exists());
+}

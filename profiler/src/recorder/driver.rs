@@ -1,0 +1,310 @@
+//! Feeds the state machine and carries out what it says.
+
+use std::{os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Action, Bounds, Input, Now, Recorder};
+use crate::{
+    attribution::{Identity, LayersDir, ProcFs, identify},
+    protocol::{Container, Level, StoreEvent, Trace},
+    witness::{Event, Watched, Witness, WitnessError},
+};
+
+/// How often time is told while a window is open.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a container that is being looked up when everything is to finish is waited for.
+const FINISH: Duration = Duration::from_secs(5);
+/// Events taken from the kernel in one go.
+const MANY: usize = 1024;
+
+/// What the recorder needs of the witness; [`Witness`] is the real one.
+pub trait Kernel {
+    /// See [`Witness::watch_devices`].
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn watch_devices(&mut self, devices: &[u32]) -> Result<(), WitnessError>;
+    /// See [`Witness::attach`].
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn attach(&mut self) -> Result<(), WitnessError>;
+    /// See [`Witness::detach`].
+    fn detach(&mut self);
+    /// See [`Witness::watch`].
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn watch(&mut self, who: Watched) -> Result<(), WitnessError>;
+    /// See [`Witness::unwatch`].
+    fn unwatch(&mut self, who: Watched);
+    /// See [`Witness::forget`].
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError>;
+    /// See [`Witness::reset`].
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn reset(&mut self) -> Result<(), WitnessError>;
+    /// See [`Witness::lost`].
+    fn lost(&self) -> u64;
+}
+
+impl Kernel for Witness {
+    fn watch_devices(&mut self, devices: &[u32]) -> Result<(), WitnessError> {
+        Witness::watch_devices(self, devices)
+    }
+    fn attach(&mut self) -> Result<(), WitnessError> {
+        Witness::attach(self)
+    }
+    fn detach(&mut self) {
+        Witness::detach(self);
+    }
+    fn watch(&mut self, who: Watched) -> Result<(), WitnessError> {
+        Witness::watch(self, who)
+    }
+    fn unwatch(&mut self, who: Watched) {
+        Witness::unwatch(self, who);
+    }
+    fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError> {
+        Witness::forget(self, cgroup, mnt_ns)
+    }
+    fn reset(&mut self) -> Result<(), WitnessError> {
+        Witness::reset(self)
+    }
+    fn lost(&self) -> u64 {
+        Witness::lost(self)
+    }
+}
+
+/// What the recorder says to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// The programs are attached: the answer to [`StoreEvent::Mounted`] with this number.
+    Attached(u64),
+    /// A container is being recorded, and this is who it is.
+    Known(Container),
+    /// A container is done.
+    Trace(Box<Trace>),
+}
+
+/// Why recording cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// This process's own mount namespace cannot be read.
+    #[error("cannot read /proc/self/ns/mnt: {0}; is /proc mounted?")]
+    Namespace(std::io::Error),
+    /// The witness's reader has ended.
+    #[error("the kernel's events have ended: the task that reads them has failed")]
+    Events,
+}
+
+/// A candidate's number and who it is.
+type Answer = (u64, Option<Identity>);
+
+/// A recorder at work.
+#[derive(Debug)]
+pub struct Driver<K> {
+    kernel: K,
+    events: mpsc::Receiver<Event>,
+    recorder: Recorder<ProcFs>,
+    proc: Arc<ProcFs>,
+    layers: Option<Arc<LayersDir>>,
+    /// Answers of the threads that look containers up.
+    answers: mpsc::UnboundedSender<Answer>,
+    identified: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl<K: Kernel> Driver<K> {
+    /// A recorder that is fed by `kernel`, whose events come out of `events`.
+    ///
+    /// # Errors
+    /// [`DriverError::Namespace`].
+    pub fn new(
+        kernel: K,
+        events: mpsc::Receiver<Event>,
+        level: Level,
+        bounds: Bounds,
+    ) -> Result<Self, DriverError> {
+        let host_ns = std::fs::metadata("/proc/self/ns/mnt").map_err(DriverError::Namespace)?;
+        // The kernel's own type is an unsigned int.
+        let host_ns = u32::try_from(host_ns.ino()).unwrap_or_default();
+        let proc = ProcFs::new();
+        let (answers, identified) = mpsc::unbounded_channel();
+        Ok(Self {
+            kernel,
+            events,
+            recorder: Recorder::new(proc.clone(), bounds, level, host_ns, Box::new(new_run)),
+            proc: Arc::new(proc),
+            layers: None,
+            answers,
+            identified,
+        })
+    }
+
+    /// Records until `finish` is cancelled or `store` ends; then finishes what is being recorded.
+    ///
+    /// # Errors
+    /// [`DriverError::Events`].
+    pub async fn run(
+        &mut self,
+        store: &mut mpsc::Receiver<StoreEvent>,
+        out: &mpsc::Sender<Output>,
+        finish: &CancellationToken,
+    ) -> Result<(), DriverError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(MANY);
+        loop {
+            tokio::select! {
+                // A container's mount waits for the answer to the store's event.
+                biased;
+                event = store.recv() => match event {
+                    Some(event) => self.told(event, out).await,
+                    None => break,
+                },
+                () = finish.cancelled() => break,
+                Some((candidate, identity)) = self.identified.recv() => {
+                    self.apply(Input::Identified { candidate, identity }, out).await;
+                }
+                count = self.events.recv_many(&mut batch, MANY) => {
+                    if count == 0 {
+                        return Err(DriverError::Events);
+                    }
+                    for event in batch.drain(..) {
+                        self.apply(Input::Seen(event), out).await;
+                    }
+                }
+                _ = ticks.tick(), if self.recorder.is_open() => {
+                    let lost = self.kernel.lost();
+                    self.apply(Input::Tick { lost }, out).await;
+                }
+            }
+        }
+        self.finish(out).await;
+        Ok(())
+    }
+
+    async fn finish(&mut self, out: &mpsc::Sender<Output>) {
+        let deadline = Instant::now() + FINISH;
+        // What the kernel has written already belongs to the trace.
+        while let Ok(event) = self.events.try_recv() {
+            self.apply(Input::Seen(event), out).await;
+        }
+        let lost = self.kernel.lost();
+        self.apply(Input::Tick { lost }, out).await;
+        self.apply(Input::Finish, out).await;
+        while self.recorder.recording() > 0 {
+            let Ok(Some((candidate, identity))) =
+                timeout_at(deadline, self.identified.recv()).await
+            else {
+                break;
+            };
+            let answer = Input::Identified {
+                candidate,
+                identity,
+            };
+            self.apply(answer, out).await;
+        }
+    }
+
+    async fn told(&mut self, event: StoreEvent, out: &mpsc::Sender<Output>) {
+        match event {
+            StoreEvent::Hello {
+                devices,
+                layers_dir,
+            } => {
+                if let Err(error) = self.kernel.watch_devices(&devices) {
+                    tracing::warn!(%error, "the kernel does not watch the store's devices; nothing will be learned");
+                }
+                self.layers = Some(Arc::new(LayersDir::new(&layers_dir)));
+            }
+            StoreEvent::Mounted { window, slot } => {
+                self.apply(Input::Mounted { window, slot }, out).await;
+            }
+        }
+    }
+
+    async fn apply(&mut self, input: Input, out: &mpsc::Sender<Output>) {
+        for action in self.recorder.apply(input, now()) {
+            self.act(action, out).await;
+        }
+    }
+
+    async fn act(&mut self, action: Action, out: &mpsc::Sender<Output>) {
+        let done = match action {
+            Action::Attach => self.kernel.attach(),
+            Action::Watch(who) => self.kernel.watch(who),
+            Action::Forget { cgroup, mnt_ns } => self.kernel.forget(cgroup, mnt_ns),
+            Action::Unwatch(who) => {
+                self.kernel.unwatch(who);
+                Ok(())
+            }
+            Action::Detach => {
+                self.kernel.detach();
+                self.kernel.reset()
+            }
+            Action::Reply { window } => {
+                // The receiver is gone only when everything ends.
+                let _ = out.send(Output::Attached(window)).await;
+                Ok(())
+            }
+            Action::Known(container) => {
+                let _ = out.send(Output::Known(container)).await;
+                Ok(())
+            }
+            Action::Finished(trace) => {
+                let _ = out.send(Output::Trace(Box::new(trace))).await;
+                Ok(())
+            }
+            Action::Identify(candidate) => {
+                let Some(layers) = self.layers.clone() else {
+                    return;
+                };
+                let proc = Arc::clone(&self.proc);
+                let answer = self.answers.clone();
+                tokio::task::spawn_blocking(move || {
+                    let identity = identify(&candidate, &layers, &proc);
+                    let _ = answer.send((candidate.id, identity));
+                });
+                Ok(())
+            }
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "the witness could not do its part; this start may be learned in part only");
+        }
+    }
+}
+
+/// The clocks that the state machine is given.
+fn now() -> Now {
+    let mono = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let nanos = i128::from(mono.tv_sec) * 1_000_000_000 + i128::from(mono.tv_nsec);
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Now {
+        mono_ns: u64::try_from(nanos).unwrap_or_default(),
+        unix_ms: unix.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// 32 random hexadecimal digits.
+fn new_run() -> String {
+    use std::io::Read as _;
+    let mut bytes = [0; 16];
+    let random = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
+    if let Err(error) = random {
+        // Unique on this node at least.
+        tracing::warn!(%error, "cannot read /dev/urandom; the run's id is made from the clock");
+        let Now { mono_ns, unix_ms } = now();
+        bytes[..8].copy_from_slice(&unix_ms.to_be_bytes());
+        bytes[8..].copy_from_slice(&mono_ns.to_be_bytes());
+    }
+    hex::encode(bytes)
+}

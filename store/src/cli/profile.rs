@@ -1,0 +1,150 @@
+//! `forelayer profile`: record, list, show, delete.
+//!
+//! All but `record` work on the files themselves, whether a store runs or not.
+
+mod text;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use forelayer::config::Config;
+use forelayer_profiler::profiles::{Listed, ProfileDir};
+use serde_json::{Value, json};
+
+use super::record;
+
+/// Record, list, show and delete profiles: what starts of containers touched, and so what is fetched ahead.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Record(record::Args),
+    List(List),
+    Show(Show),
+    Delete(Delete),
+}
+
+/// List all profiles.
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Show what a profile holds and what it predicts.
+///
+/// Example: forelayer profile show --json registry.example/python:3 | jq '.runs[0].files[].path'
+#[derive(Debug, clap::Args)]
+struct Show {
+    /// A file of `forelayer profile list`, its beginning, or an image's name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Print the profile as it is kept; of several, an array
+    #[arg(long)]
+    json: bool,
+    /// Files of the prediction that are printed at most; 0: all
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    files: usize,
+}
+
+/// Delete profiles: the next start is not predicted, and learned anew.
+#[derive(Debug, clap::Args)]
+struct Delete {
+    /// Files of `forelayer profile list`, their beginnings, or images' names
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    names: Vec<String>,
+    /// All profiles, also those that cannot be read
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Record(args) => record::run(args, config).await,
+        Command::List(args) => list(args, config),
+        Command::Show(args) => show(args, config),
+        Command::Delete(args) => delete(args, config),
+    }
+}
+
+fn open(config: &Config) -> anyhow::Result<ProfileDir> {
+    ProfileDir::open_read_only(&config.profiles_dir()).context("the profiles cannot be read")
+}
+
+fn list(args: &List, config: &Config) -> anyhow::Result<ExitCode> {
+    let profiles = open(config)?;
+    let listed = profiles.list();
+    if args.json {
+        let all: Vec<Value> = listed.iter().map(entry).collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        print!("{}", text::list(&listed, profiles.dir()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A file of the list as JSON: its summary, or `file` and `error`.
+fn entry(listed: &Listed) -> Value {
+    match &listed.summary {
+        Ok(summary) => json!(summary),
+        Err(error) => json!({"file": listed.file, "error": error}),
+    }
+}
+
+fn show(args: &Show, config: &Config) -> anyhow::Result<ExitCode> {
+    let dir = open(config)?;
+    let mut profiles = Vec::new();
+    for file in dir.named(&args.name)? {
+        profiles.push((dir.dir().join(&file), dir.load(&file)?));
+    }
+    match profiles.as_slice() {
+        [(_, profile)] if args.json => print!("{}", profile.to_json()),
+        several if args.json => {
+            let several: Vec<_> = several.iter().map(|(_, profile)| profile).collect();
+            println!("{}", serde_json::to_string(&several)?);
+        }
+        several => {
+            for (path, profile) in several {
+                print!("{}", text::profile(path, profile, args.files));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn delete(args: &Delete, config: &Config) -> anyhow::Result<ExitCode> {
+    let mut dir = open(config)?;
+    let mut files = Vec::new();
+    if args.all {
+        files.extend(dir.list().into_iter().map(|listed| listed.file));
+    }
+    // All names are looked at before anything is deleted.
+    for name in &args.names {
+        files.extend(dir.named(name)?);
+    }
+    files.sort();
+    files.dedup();
+    let mut deleted = Vec::new();
+    for file in files {
+        if let Err(error) = dir.delete(&file) {
+            bail!("{error}; deleted before: {deleted:?}");
+        }
+        deleted.push(file);
+    }
+    if args.json {
+        println!("{}", json!({"deleted": deleted}));
+    } else if deleted.is_empty() {
+        println!("no profiles in {}", dir.dir().display());
+    } else {
+        deleted.iter().for_each(|file| println!("deleted {file}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}

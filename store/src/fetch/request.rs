@@ -1,0 +1,391 @@
+//! One range request from its start to its end: bytes in, chunks handed to the pool as soon as they are complete.
+//!
+//! Permits bound what is in memory: one is taken before a chunk's bytes are read and given back when it is stored.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, watch};
+
+use super::{
+    decode::{DecodeError, Decoders},
+    origin::{Body, Origin, Refusal},
+    pool::Pool,
+    scheduler::{Arrival, ChunkFailure, Event, LayerKey, Request, RequestId},
+};
+use crate::{
+    cache::ChunkState,
+    format::Chunk,
+    metrics::{ByLane, Lane, Metrics},
+};
+
+/// What all requests use.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pool: Pool,
+    pub(super) metrics: Arc<Metrics>,
+    /// Bytes in memory for demands, and for everything else: a demand never waits for what was read ahead of it.
+    pub(super) demand_budget: Budget,
+    pub(super) ahead_budget: Budget,
+}
+
+/// A bound on bytes in memory.
+#[derive(Debug)]
+pub(super) struct Budget {
+    /// In units of a KiB: a semaphore counts in 32 bits.
+    semaphore: Arc<Semaphore>,
+    units: u32,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Self {
+        let units = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).max(1);
+        Self {
+            semaphore: Arc::new(Semaphore::new(units as usize)),
+            units,
+        }
+    }
+
+    /// Waits for room. What is larger than the whole budget gets all of it.
+    async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        let semaphore = Arc::clone(&self.semaphore);
+        // Nobody closes the semaphore.
+        semaphore
+            .acquire_many_owned(units.min(self.units))
+            .await
+            .ok()
+    }
+}
+
+/// Chunks whose spans overlap: their bytes are read once and decoded together.
+#[derive(Debug)]
+struct Group {
+    span: Range<u64>,
+    chunks: Vec<Chunk>,
+}
+
+impl Group {
+    /// Bytes that it holds in memory from its first byte to its commit.
+    fn cost(&self) -> u64 {
+        let decoded = self.chunks.iter().map(|chunk| chunk.skip + chunk.len);
+        self.span.end - self.span.start + decoded.max().unwrap_or(0)
+    }
+}
+
+/// Carries out a request and tells `events` what became of each of its chunks and of itself.
+pub(super) async fn run(
+    request: Request<dyn Origin>,
+    shared: Arc<Shared>,
+    mut hold: watch::Receiver<bool>,
+    events: UnboundedSender<Event>,
+) {
+    let id = request.id;
+    let lane = ByLane { lane: request.lane };
+    shared.metrics.requests.get_or_create(&lane).inc();
+    let (mut groups, lost) = groups(&request);
+    for (chunk, why) in lost {
+        let result = Err(ChunkFailure::Store(why));
+        let _ = events.send(Event::Arrived(arrival(&request, chunk, result)));
+    }
+    let result = read(&request, &shared, &mut hold, &events, &mut groups).await;
+    let missing = groups
+        .iter()
+        .flat_map(|group| group.chunks.iter().map(|chunk| chunk.id))
+        .collect();
+    // A scheduler that is gone needs no news.
+    let _ = events.send(Event::Ended {
+        request: id,
+        result,
+        missing,
+    });
+}
+
+fn arrival(request: &Request<dyn Origin>, chunk: u32, result: Result<(), ChunkFailure>) -> Arrival {
+    Arrival {
+        request: request.id,
+        source: request.source,
+        layer: request.layer,
+        chunk,
+        result,
+    }
+}
+
+/// The chunks of a request, in stream order, and those whose place cannot be read from the index any more.
+fn groups(request: &Request<dyn Origin>) -> (VecDeque<Group>, Vec<(u32, String)>) {
+    let mut chunks = Vec::with_capacity(request.chunks.len());
+    let mut lost = Vec::new();
+    for (chunk, _) in &request.chunks {
+        match request.blob.chunk(*chunk) {
+            Ok(chunk) => chunks.push(chunk),
+            Err(why) => lost.push((*chunk, why)),
+        }
+    }
+    chunks.sort_by_key(|chunk| (chunk.span.start, chunk.span.end));
+    let mut groups: VecDeque<Group> = VecDeque::new();
+    for chunk in chunks {
+        match groups.back_mut() {
+            Some(group) if chunk.span.start < group.span.end => {
+                group.span.end = group.span.end.max(chunk.span.end);
+                group.chunks.push(chunk);
+            }
+            _ => groups.push_back(Group {
+                span: chunk.span.clone(),
+                chunks: vec![chunk],
+            }),
+        }
+    }
+    (groups, lost)
+}
+
+/// Reads the body; groups that were complete are taken out of `groups` and handed to the pool.
+async fn read(
+    request: &Request<dyn Origin>,
+    shared: &Arc<Shared>,
+    hold: &mut watch::Receiver<bool>,
+    events: &UnboundedSender<Event>,
+    groups: &mut VecDeque<Group>,
+) -> Result<(), Refusal> {
+    let mut meter = Meter::new(request, Arc::clone(&shared.metrics));
+    let mut body: Option<Box<dyn Body>> = None;
+    let mut position = request.range.start;
+    let mut rest = Bytes::new();
+    let budget = match request.lane {
+        Lane::Demand => &shared.demand_budget,
+        _ => &shared.ahead_budget,
+    };
+    while let Some(group) = groups.front() {
+        // Only here, where no permit is held: a body that stands still must not keep others from moving.
+        let _ = hold.wait_for(|hold| !*hold).await;
+        let permit = budget.take(group.cost()).await;
+        let body = match &mut body {
+            Some(body) => body,
+            None => body.insert(
+                request
+                    .blob
+                    .open(request.source, request.range.clone())
+                    .await?,
+            ),
+        };
+        let mut span = Vec::new();
+        while position < group.span.end {
+            if rest.is_empty() {
+                rest = next_piece(body.as_mut(), position, &request.range).await?;
+                meter.count(rest.len() as u64);
+            }
+            let before = group.span.start.saturating_sub(position);
+            let dropped = rest.split_to(at_most(rest.len(), before));
+            position += dropped.len() as u64;
+            let wanted = (group.span.end - position).min(group.span.end - group.span.start);
+            if position >= group.span.start {
+                let taken = rest.split_to(at_most(rest.len(), wanted));
+                position += taken.len() as u64;
+                if span.is_empty() && taken.len() as u64 == group.span.end - group.span.start {
+                    // Usual for small chunks: it came in one piece.
+                    span = Vec::from(taken);
+                } else {
+                    span.extend_from_slice(&taken);
+                }
+            }
+        }
+        if let Some(group) = groups.pop_front() {
+            let job = DecodeJob {
+                blob: Arc::clone(&request.blob),
+                host: request.host.clone(),
+                request: request.id,
+                source: request.source,
+                layer: request.layer,
+                base: group.span.start,
+                bytes: span,
+                left: group.chunks.into(),
+                events: events.clone(),
+                metrics: Arc::clone(&shared.metrics),
+                _permit: permit,
+            };
+            let urgent = request.lane == Lane::Demand;
+            shared
+                .pool
+                .submit(urgent, Box::new(move |decoders| job.run(decoders)));
+        }
+    }
+    // Taken to its end, the connection can be used again; all that was wanted is here.
+    if let Some(body) = &mut body {
+        while let Some(Ok(piece)) = body.next().await {
+            meter.count(piece.len() as u64);
+        }
+    }
+    Ok(())
+}
+
+async fn next_piece(
+    body: &mut dyn Body,
+    position: u64,
+    range: &Range<u64>,
+) -> Result<Bytes, Refusal> {
+    loop {
+        match body.next().await {
+            Some(Ok(piece)) if piece.is_empty() => {}
+            Some(piece) => return piece,
+            None => {
+                return Err(Refusal {
+                    why: format!(
+                        "the answer ended at byte {position} instead of {}",
+                        range.end
+                    ),
+                    retry: Some(std::time::Duration::ZERO),
+                });
+            }
+        }
+    }
+}
+
+fn at_most(len: usize, limit: u64) -> usize {
+    usize::try_from(limit).map_or(len, |limit| limit.min(len))
+}
+
+/// Counts the bytes of a body in the lanes of the chunks they belong to.
+struct Meter {
+    /// Ends of stretches, in order, with their lanes.
+    stretches: VecDeque<(u64, Lane)>,
+    position: u64,
+    metrics: Arc<Metrics>,
+}
+
+impl Meter {
+    fn new(request: &Request<dyn Origin>, metrics: Arc<Metrics>) -> Self {
+        let mut spans: Vec<_> = request
+            .chunks
+            .iter()
+            .filter_map(|(chunk, lane)| Some((request.blob.chunk(*chunk).ok()?.span, *lane)))
+            .collect();
+        spans.sort_by_key(|(span, _)| span.start);
+        let mut stretches = VecDeque::new();
+        let mut position = request.range.start;
+        for (span, lane) in spans {
+            if span.start > position {
+                stretches.push_back((span.start, Lane::Gap));
+            }
+            if span.end > position {
+                position = span.end;
+                stretches.push_back((position, lane));
+            }
+        }
+        stretches.push_back((u64::MAX, Lane::Gap));
+        Self {
+            stretches,
+            position: request.range.start,
+            metrics,
+        }
+    }
+
+    fn count(&mut self, bytes: u64) {
+        let end = self.position + bytes;
+        while self.position < end {
+            let Some((stretch, lane)) = self.stretches.front().copied() else {
+                return;
+            };
+            let step = stretch.min(end) - self.position;
+            let lane = ByLane { lane };
+            self.metrics.fetched_bytes.get_or_create(&lane).inc_by(step);
+            self.position += step;
+            if self.position == stretch {
+                self.stretches.pop_front();
+            }
+        }
+    }
+}
+
+/// A group's bytes on their way through the pool. Whatever happens to it, each of its chunks is reported once.
+struct DecodeJob {
+    blob: Arc<dyn Origin>,
+    host: String,
+    request: RequestId,
+    source: usize,
+    layer: LayerKey,
+    /// Where in the blob `bytes` starts.
+    base: u64,
+    bytes: Vec<u8>,
+    /// Chunks not reported yet.
+    left: VecDeque<Chunk>,
+    events: UnboundedSender<Event>,
+    metrics: Arc<Metrics>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl DecodeJob {
+    fn run(mut self, decoders: &mut Decoders) {
+        let bytes = std::mem::take(&mut self.bytes);
+        while let Some(first) = self.left.front() {
+            // Chunks that share a span were sorted next to each other.
+            let span = first.span.clone();
+            let same = self.left.iter().take_while(|chunk| chunk.span == span);
+            let chunks: Vec<Chunk> = same.cloned().collect();
+            // A demand may have overtaken us.
+            if chunks
+                .iter()
+                .all(|chunk| self.blob.state(chunk.id) == ChunkState::Present)
+            {
+                for chunk in chunks {
+                    self.left.pop_front();
+                    self.report(chunk.id, Ok(()));
+                }
+                continue;
+            }
+            let from = usize::try_from(span.start - self.base).unwrap_or(usize::MAX);
+            let len = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
+            let piece = bytes.get(from..from.saturating_add(len)).unwrap_or(&[]);
+            let format = self.blob.format();
+            decoders.chunks(format, piece, &chunks, |chunk, decoded| {
+                let result = self.store(chunk, decoded);
+                self.left.pop_front();
+                self.report(chunk.id, result);
+            });
+        }
+    }
+
+    fn store(
+        &self,
+        chunk: &Chunk,
+        decoded: Result<&[u8], DecodeError>,
+    ) -> Result<(), ChunkFailure> {
+        let decoded = decoded.map_err(|error| {
+            self.metrics.verify_failures.inc();
+            let why = format!("its bytes are wrong: {error}");
+            tracing::error!(
+                layer = %self.blob.digest(),
+                file = self.blob.file(chunk.id),
+                offset = chunk.file_offset,
+                chunk = chunk.id,
+                host = self.host,
+                "refused a chunk: {why}"
+            );
+            ChunkFailure::Wrong(why)
+        })?;
+        self.blob.commit(chunk.id, decoded).map_err(|error| {
+            let mut why = error.to_string();
+            if let Some(cause) = std::error::Error::source(&error) {
+                why = format!("{why}: {cause}");
+            }
+            ChunkFailure::Store(why)
+        })
+    }
+
+    fn report(&self, chunk: u32, result: Result<(), ChunkFailure>) {
+        let _ = self.events.send(Event::Arrived(Arrival {
+            request: self.request,
+            source: self.source,
+            layer: self.layer,
+            chunk,
+            result,
+        }));
+    }
+}
+
+impl Drop for DecodeJob {
+    fn drop(&mut self) {
+        for chunk in std::mem::take(&mut self.left) {
+            let why = "decoding it broke off".to_owned();
+            self.report(chunk.id, Err(ChunkFailure::Store(why)));
+        }
+    }
+}

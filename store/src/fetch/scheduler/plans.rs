@@ -1,0 +1,157 @@
+//! The predicted lane: plans, followed through a window that moves over their steps.
+
+use std::collections::VecDeque;
+
+use super::{Action, Given, LayerKey, PlanId, Priority, Scheduler, want::Status};
+use crate::{cache::ChunkState, fetch::origin::Blob};
+
+/// Steps of a plan that may be ready at once. Chunks of the window that lie together in the blob share a request;
+/// a wider window makes fewer requests, a narrower one keeps to the order of need.
+pub(super) const WINDOW: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) id: PlanId,
+    pub(super) name: String,
+    pub(super) steps: Vec<(LayerKey, u32)>,
+    /// The first step not looked at.
+    pub(super) next: usize,
+    /// Steps looked at and not asked for yet, in order; entries may be out of date.
+    pub(super) window: VecDeque<(LayerKey, u32)>,
+    /// Chunks that it waits for.
+    pub(super) open: usize,
+    pub(super) failed: u32,
+    pub(super) first: Option<Given>,
+}
+
+impl<B: Blob + ?Sized> Scheduler<B> {
+    pub(super) fn predict(&mut self, id: PlanId, name: String, steps: Vec<(LayerKey, u32)>) {
+        for old in 0..self.plans.len() {
+            if self.plans[old].name == name {
+                // The new plan knows better what is left to do.
+                let next = self.plans[old].next;
+                for (layer, chunk) in self.plans[old].steps.split_off(next) {
+                    self.set_planned(layer, chunk, false);
+                }
+            }
+        }
+        for (layer, chunk) in &steps {
+            self.set_planned(*layer, *chunk, true);
+        }
+        self.plans.push(Plan {
+            id,
+            name,
+            steps,
+            next: 0,
+            window: VecDeque::new(),
+            open: 0,
+            failed: 0,
+            first: None,
+        });
+    }
+
+    /// Looks at steps until the window is full or the plan at its end.
+    pub(super) fn fill_window(&mut self, plan: usize) {
+        loop {
+            let Plan {
+                id,
+                steps,
+                next,
+                window,
+                ..
+            } = &mut self.plans[plan];
+            let id = *id;
+            while let Some((layer, chunk)) = window.front()
+                && !matches!(
+                    self.layers[*layer].wants.get(chunk).map(|want| want.status),
+                    Some(Status::Queued | Status::Local)
+                )
+            {
+                window.pop_front();
+            }
+            if window.len() >= WINDOW || *next == steps.len() {
+                return;
+            }
+            let (layer, chunk) = steps[*next];
+            *next += 1;
+            self.set_planned(layer, chunk, false);
+            if self.layers[layer].blob.state(chunk) == ChunkState::Present {
+                continue;
+            }
+            match self.predict_chunk(id, layer, chunk) {
+                Ok(()) => {
+                    let plan = &mut self.plans[plan];
+                    plan.open += 1;
+                    plan.window.push_back((layer, chunk));
+                }
+                Err(why) => {
+                    let plan = &mut self.plans[plan];
+                    plan.failed += 1;
+                    plan.first.get_or_insert(Given {
+                        layer,
+                        chunk,
+                        host: String::new(),
+                        why,
+                    });
+                }
+            }
+        }
+    }
+
+    fn predict_chunk(&mut self, id: PlanId, layer: LayerKey, chunk: u32) -> Result<(), String> {
+        if let Some(want) = self.layers[layer].wants.get_mut(&chunk) {
+            want.plans.push(id);
+            if want.priority == Priority::Background {
+                want.priority = Priority::Predicted;
+            }
+            return Ok(());
+        }
+        let want = self.want(layer, chunk, Priority::Predicted, Priority::Predicted)?;
+        want.plans.push(id);
+        Ok(())
+    }
+
+    /// A chunk of a plan is here or given up.
+    pub(super) fn plan_settled(&mut self, id: PlanId, failure: Option<&Given>) {
+        if let Some(plan) = self.plans.iter_mut().find(|plan| plan.id == id) {
+            plan.open = plan.open.saturating_sub(1);
+            if let Some(failure) = failure {
+                plan.failed += 1;
+                plan.first.get_or_insert_with(|| failure.clone());
+            }
+        }
+    }
+
+    /// Takes out the plans of which nothing is left to do.
+    pub(super) fn finish_plans(&mut self) {
+        self.plans.retain(|plan| {
+            let over = plan.next == plan.steps.len() && plan.open == 0;
+            if over {
+                self.actions.push(Action::Finished {
+                    plan: plan.id,
+                    failed: plan.failed,
+                    first: plan.first.clone(),
+                });
+            }
+            !over
+        });
+    }
+
+    /// Whether a plan will still come to a chunk.
+    pub(super) fn is_planned(&self, layer: LayerKey, chunk: u32) -> bool {
+        let word = self.layers[layer].planned.get(chunk as usize / 64);
+        word.is_some_and(|word| word >> (chunk % 64) & 1 == 1)
+    }
+
+    fn set_planned(&mut self, layer: LayerKey, chunk: u32, planned: bool) {
+        let layer = &mut self.layers[layer];
+        if planned && layer.planned.is_empty() {
+            let words = layer.blob.chunk_count().div_ceil(64);
+            layer.planned = vec![0; words as usize];
+        }
+        if let Some(word) = layer.planned.get_mut(chunk as usize / 64) {
+            *word &= !(1 << (chunk % 64));
+            *word |= u64::from(planned) << (chunk % 64);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A chunk that somebody wants: from the first who asks until it is here or given up.
+
+use std::{ops::Range, time::Duration};
+
+use super::{Action, DemandId, LayerKey, PlanId, Priority, RequestId, Scheduler};
+use crate::{cache::ChunkState, fetch::origin::Blob};
+
+/// A demanded chunk that lies this many compressed bytes behind what its stream has brought gets a request of its
+/// own: on a shared 100 Mbit/s link that is 80 ms, more than a request on an idle connection takes.
+pub(super) const OVERTAKE_BYTES: u64 = 1 << 20;
+
+/// Who wants a chunk and how far it is.
+#[derive(Debug)]
+pub(super) struct Want {
+    pub(super) span: Range<u64>,
+    /// Who asked first: in whose lane it is counted.
+    pub(super) first: Priority,
+    /// Who needs it most now.
+    pub(super) priority: Priority,
+    pub(super) status: Status,
+    /// Requests under way that carry it.
+    pub(super) requests: Vec<RequestId>,
+    /// The request that must not be held because of it.
+    pub(super) urgent_in: Option<RequestId>,
+    /// Failed requests.
+    pub(super) attempts: u32,
+    /// Times it came and was wrong.
+    pub(super) wrong: u32,
+    /// Hosts that will not give it.
+    pub(super) refused: u32,
+    pub(super) demands: Vec<DemandId>,
+    pub(super) plans: Vec<PlanId>,
+    /// It was predicted, but a reader had to wait for it.
+    pub(super) late: bool,
+}
+
+/// How far a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    /// It can be asked for.
+    Queued,
+    /// It can be asked for then.
+    Waiting {
+        until: Duration,
+        /// The registry said so.
+        told: bool,
+    },
+    /// It is on its way.
+    Requested,
+    /// It needs no network.
+    Local,
+}
+
+impl<B: Blob + ?Sized> Scheduler<B> {
+    /// Starts wanting a chunk that nobody wanted. The error says why it cannot be had at all.
+    pub(super) fn want(
+        &mut self,
+        layer: LayerKey,
+        chunk: u32,
+        first: Priority,
+        priority: Priority,
+    ) -> Result<&mut Want, String> {
+        let state = &mut self.layers[layer];
+        let known = state.blob.chunk(chunk)?;
+        let urgent = priority == Priority::Demand;
+        let local = known.zeros || state.blob.state(chunk) == ChunkState::Unproven;
+        if local {
+            let blob = state.blob.clone();
+            // Zeros are never hashed: making the hole again is as quick.
+            self.actions.push(if known.zeros {
+                Action::Zeros {
+                    layer,
+                    blob,
+                    chunk,
+                    urgent,
+                }
+            } else {
+                Action::Prove {
+                    layer,
+                    blob,
+                    chunk,
+                    urgent,
+                }
+            });
+            if priority == Priority::Background {
+                self.background.local += 1;
+            }
+        }
+        let want = Want {
+            span: known.span,
+            first,
+            priority,
+            status: Status::Local,
+            requests: Vec::new(),
+            urgent_in: None,
+            attempts: 0,
+            wrong: 0,
+            refused: 0,
+            demands: Vec::new(),
+            plans: Vec::new(),
+            late: false,
+        };
+        self.layers[layer].wants.insert(chunk, want);
+        if !local {
+            self.queue(layer, chunk);
+        }
+        self.layers[layer]
+            .wants
+            .get_mut(&chunk)
+            .ok_or_else(|| "the want just made is gone".to_owned())
+    }
+
+    /// Makes a wanted chunk ready to be asked for.
+    pub(super) fn queue(&mut self, layer: LayerKey, chunk: u32) {
+        let state = &mut self.layers[layer];
+        let Some(want) = state.wants.get_mut(&chunk) else {
+            return;
+        };
+        want.status = Status::Queued;
+        state.queued.insert((want.span.start, chunk));
+        if want.priority == Priority::Demand {
+            self.demanded.push_back((layer, chunk));
+        }
+    }
+
+    /// A reader waits for a chunk that is not present.
+    pub(super) fn demand_chunk(
+        &mut self,
+        id: DemandId,
+        layer: LayerKey,
+        chunk: u32,
+    ) -> Result<(), String> {
+        let predicted = self.is_planned(layer, chunk);
+        let Some(want) = self.layers[layer].wants.get_mut(&chunk) else {
+            let first = if predicted {
+                Priority::Predicted
+            } else {
+                Priority::Demand
+            };
+            let want = self.want(layer, chunk, first, Priority::Demand)?;
+            want.demands.push(id);
+            want.late = predicted;
+            return Ok(());
+        };
+        want.demands.push(id);
+        want.late |= predicted || want.first == Priority::Predicted;
+        if want.priority == Priority::Demand {
+            return Ok(());
+        }
+        want.priority = Priority::Demand;
+        match want.status {
+            Status::Queued => self.demanded.push_back((layer, chunk)),
+            Status::Waiting { told, .. } => {
+                // What the lanes ahead have used up is not taken from the reader's budget.
+                want.attempts = 0;
+                if !told {
+                    self.queue(layer, chunk);
+                }
+            }
+            Status::Requested => self.wait_or_overtake(layer, chunk),
+            Status::Local => {}
+        }
+        Ok(())
+    }
+
+    fn wait_or_overtake(&mut self, layer: LayerKey, chunk: u32) {
+        let Some(want) = self.layers[layer].wants.get_mut(&chunk) else {
+            return;
+        };
+        let last = want.requests.last().copied();
+        let Some((id, running)) = last.and_then(|id| Some((id, self.running.get_mut(&id)?))) else {
+            // Its bytes are here and being decoded.
+            return;
+        };
+        if want.span.start.saturating_sub(running.position) > OVERTAKE_BYTES {
+            self.queue(layer, chunk);
+        } else {
+            running.demanded += 1;
+            want.urgent_in = Some(id);
+        }
+    }
+
+    /// Ends wanting a chunk.
+    pub(super) fn forget(&mut self, layer: LayerKey, chunk: u32) -> Option<Want> {
+        let state = &mut self.layers[layer];
+        let want = state.wants.remove(&chunk)?;
+        state.queued.remove(&(want.span.start, chunk));
+        if let Some(running) = want.urgent_in.and_then(|id| self.running.get_mut(&id)) {
+            running.demanded = running.demanded.saturating_sub(1);
+        }
+        Some(want)
+    }
+}

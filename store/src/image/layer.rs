@@ -1,0 +1,101 @@
+//! The layer as a unit: one object a blob, whatever the number of references.
+
+use std::sync::Arc;
+
+use crate::{
+    cache::BlobCache,
+    digest::Digest,
+    format::{LayerFormat, LayerIndex},
+    registry::Repository,
+};
+
+/// A layer the store serves.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its place on the data mounts; makes its inode numbers. At least 1, never reused.
+    pub slot: u32,
+    /// What is in it.
+    pub index: Arc<LayerIndex>,
+    /// What of it is here.
+    pub cache: Arc<BlobCache>,
+    sources: parking_lot::RwLock<Vec<Repository>>,
+}
+
+/// Which data mount serves a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DataMount {
+    /// Layers without xattrs and opaque directories: the connection answers ENOSYS to xattr calls.
+    Plain,
+    /// The others.
+    Xattr,
+}
+
+impl DataMount {
+    /// Name of its directory below `<state>/layers`.
+    #[must_use]
+    pub const fn dir_name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Xattr => "xattr",
+        }
+    }
+}
+
+impl Layer {
+    /// A layer whose blob the `sources` hold.
+    #[must_use]
+    pub const fn new(
+        slot: u32,
+        index: Arc<LayerIndex>,
+        cache: Arc<BlobCache>,
+        sources: Vec<Repository>,
+    ) -> Self {
+        Self {
+            slot,
+            index,
+            cache,
+            sources: parking_lot::RwLock::new(sources),
+        }
+    }
+
+    /// Which mount serves it.
+    #[must_use]
+    pub fn mount(&self) -> DataMount {
+        if self.index.needs_xattrs() {
+            DataMount::Xattr
+        } else {
+            DataMount::Plain
+        }
+    }
+
+    /// Digest of the compressed blob.
+    #[must_use]
+    pub fn blob(&self) -> &Digest {
+        &self.index.facts().blob
+    }
+
+    /// How its blob is written.
+    #[must_use]
+    pub fn format(&self) -> LayerFormat {
+        self.index.facts().format
+    }
+
+    /// Repositories that are known to hold the blob, the newest pull's first.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Repository> {
+        self.sources.read().clone()
+    }
+
+    /// Puts a repository first; answers whether that changed anything.
+    pub(super) fn prefer_source(&self, repository: &Repository) -> bool {
+        let mut sources = self.sources.write();
+        if sources.first() == Some(repository) {
+            return false;
+        }
+        sources.retain(|other| other != repository);
+        sources.insert(0, repository.clone());
+        // Old sources are a fallback, not a history.
+        sources.truncate(8);
+        true
+    }
+}

@@ -1,0 +1,283 @@
+//! The one writer of records and of the tables in memory: gives out slots, keeps metas and images. A thread of its
+//! own, so that nobody holds a lock while the disk works.
+
+use std::{collections::HashMap, sync::Arc, thread};
+
+use dashmap::DashMap;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    LookupError,
+    images::{Image, Record},
+    info,
+    layer::Layer,
+    records::{BlobMeta, ImageRecord, RecordError, RecordedLayer, Records},
+};
+use crate::{
+    cache::Cache, digest::Digest, format::LayerIndex, metrics::Metrics, registry::Repository,
+};
+
+/// What everybody reads; only the registrar writes.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) by_reference: DashMap<String, Arc<Image>>,
+    pub(super) by_blob: DashMap<Digest, Arc<Layer>>,
+    pub(super) by_slot: DashMap<u32, Arc<Layer>>,
+}
+
+/// The registrar's thread ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Registrar {
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    reference: String,
+    repository: Repository,
+    accepted: Vec<RecordedLayer>,
+    reply: oneshot::Sender<Result<(), LookupError>>,
+}
+
+impl Registrar {
+    /// Fills the tables from disk and starts the thread. What cannot be read is reported and left out.
+    pub(super) fn start(
+        records: Records,
+        cache: Arc<Cache>,
+        tables: Arc<Tables>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, LookupError> {
+        let disk = |error: RecordError| LookupError::Disk(error.to_string());
+        let mut desk = Desk {
+            records,
+            cache,
+            tables,
+            metrics,
+            highest_slot: 0,
+        };
+        desk.load().map_err(disk)?;
+        let (requests, mut receiver) = mpsc::unbounded_channel::<Request>();
+        let run = move || {
+            while let Some(request) = receiver.blocking_recv() {
+                let outcome = desk.register(&request);
+                // A receiver that is gone belongs to a store that stops.
+                let _ = request.reply.send(outcome);
+            }
+        };
+        thread::Builder::new()
+            .name("registrar".to_owned())
+            .spawn(run)
+            .map_err(|error| LookupError::Disk(format!("cannot start the registrar: {error}")))?;
+        Ok(Self { requests })
+    }
+
+    /// Writes down that an image has these layers (bottom first) and opens those that are new. Everything is on disk
+    /// and in the tables when this returns.
+    pub(super) async fn register(
+        &self,
+        reference: &str,
+        repository: &Repository,
+        accepted: Vec<RecordedLayer>,
+    ) -> Result<(), LookupError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || LookupError::Disk("the store is stopping".to_owned());
+        let request = Request {
+            reference: reference.to_owned(),
+            repository: repository.clone(),
+            accepted,
+            reply,
+        };
+        self.requests.send(request).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+struct Desk {
+    records: Records,
+    cache: Arc<Cache>,
+    tables: Arc<Tables>,
+    metrics: Arc<Metrics>,
+    highest_slot: u32,
+}
+
+impl Desk {
+    fn load(&mut self) -> Result<(), RecordError> {
+        let check = !self.cache.trusted();
+        for dir in self.records.blob_dirs()? {
+            let meta = match self.records.meta(&dir) {
+                Ok(Some(meta)) => meta,
+                // An index whose registration never came: the next lookup registers it.
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "a layer is left out");
+                    continue;
+                }
+            };
+            // Also of a layer that cannot be opened: containers may still hold inodes with this number.
+            self.highest_slot = self.highest_slot.max(meta.slot);
+            let opened = LayerIndex::open(&dir.join("index"), check)
+                .map_err(|error| error.to_string())
+                .and_then(|index| {
+                    let index = Arc::new(index);
+                    let cache = self.cache.blob(&index).map_err(|error| error.to_string())?;
+                    Ok(Arc::new(Layer::new(meta.slot, index, cache, meta.sources)))
+                });
+            match opened {
+                Ok(layer) => self.enter(layer),
+                Err(why) => {
+                    tracing::warn!(dir = %dir.display(), why, "a layer is left out; pull its image again to repair it");
+                }
+            }
+        }
+        let (images, errors) = self.records.images()?;
+        for error in errors {
+            tracing::warn!(%error, "an image's record is left out");
+        }
+        for record in images {
+            let image = self.image(record);
+            self.tables
+                .by_reference
+                .insert(image.record.reference.clone(), Arc::new(image));
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, request: &Request) -> Result<(), LookupError> {
+        let disk = |error: RecordError| LookupError::Disk(error.to_string());
+        for accepted in &request.accepted {
+            let known = self
+                .tables
+                .by_blob
+                .get(&accepted.blob)
+                .map(|layer| Arc::clone(&layer));
+            match known {
+                Some(layer) => {
+                    if layer.prefer_source(&request.repository) {
+                        self.put_meta(&layer)?;
+                    }
+                }
+                None => self.open_new(accepted, &request.repository)?,
+            }
+        }
+        let before = self
+            .tables
+            .by_reference
+            .get(&request.reference)
+            .map(|image| Arc::clone(&image));
+        let mut record = before.as_ref().map_or_else(
+            || ImageRecord::new(&request.reference),
+            |image| image.record.clone(),
+        );
+        record.accept(&request.accepted);
+        if before.is_none_or(|before| before.record != record) {
+            self.records.put_image(&record).map_err(disk)?;
+            let image = self.image(record);
+            self.tables
+                .by_reference
+                .insert(request.reference.clone(), Arc::new(image));
+        }
+        Ok(())
+    }
+
+    fn open_new(
+        &mut self,
+        accepted: &RecordedLayer,
+        repository: &Repository,
+    ) -> Result<(), LookupError> {
+        let disk = |error: RecordError| LookupError::Disk(error.to_string());
+        let refused = |why: String| LookupError::Refused {
+            blob: accepted.blob,
+            why,
+        };
+        let dir = self
+            .cache
+            .blob_dir(&accepted.blob)
+            .map_err(|error| LookupError::Disk(error.to_string()))?;
+        // A layer that was left out at the start keeps its slot: the kernel may know inodes with it.
+        let (slot, mut sources) = match self.records.meta(&dir).map_err(disk)? {
+            Some(meta) => (meta.slot, meta.sources),
+            None => (
+                self.records.take_slot(self.highest_slot).map_err(disk)?,
+                Vec::new(),
+            ),
+        };
+        self.highest_slot = self.highest_slot.max(slot);
+        sources.retain(|source| source != repository);
+        sources.insert(0, repository.clone());
+        let index = Arc::new(
+            LayerIndex::open(&dir.join("index"), false)
+                .map_err(|error| refused(error.to_string()))?,
+        );
+        let cache = self
+            .cache
+            .blob(&index)
+            .map_err(|error| LookupError::Disk(error.to_string()))?;
+        let layer = Arc::new(Layer::new(slot, index, cache, sources));
+        self.put_meta(&layer)?;
+        self.enter(layer);
+        Ok(())
+    }
+
+    fn put_meta(&self, layer: &Layer) -> Result<(), LookupError> {
+        let dir = self
+            .cache
+            .blob_dir(layer.blob())
+            .map_err(|error| LookupError::Disk(error.to_string()))?;
+        let meta = BlobMeta::new(layer.slot, layer.sources());
+        self.records
+            .put_meta(&dir, &meta)
+            .map_err(|error| LookupError::Disk(error.to_string()))
+    }
+
+    fn enter(&self, layer: Arc<Layer>) {
+        self.tables.by_slot.insert(layer.slot, Arc::clone(&layer));
+        self.tables.by_blob.insert(*layer.blob(), layer);
+        self.metrics
+            .layers
+            .set(i64::try_from(self.tables.by_slot.len()).unwrap_or(i64::MAX));
+    }
+
+    /// The image with everything an engine may ask of it, from what is in the tables.
+    fn image(&self, record: ImageRecord) -> Image {
+        let mut keys = HashMap::new();
+        for recorded in &record.layers {
+            let Some(layer) = self
+                .tables
+                .by_blob
+                .get(&recorded.blob)
+                .map(|layer| Arc::clone(&layer))
+            else {
+                continue;
+            };
+            for key in [recorded.blob, recorded.toc] {
+                let facts = info::Facts {
+                    key,
+                    blob: layer.index.facts(),
+                    diff_id: recorded.diff_id,
+                    size: recorded.size,
+                };
+                let info = info::document(&facts).into();
+                keys.insert(
+                    key,
+                    Arc::new(Record {
+                        reference: record.reference.clone(),
+                        key,
+                        layer: Arc::clone(&layer),
+                        info,
+                    }),
+                );
+            }
+        }
+        let current = record.current.iter().filter_map(|blob| {
+            self.tables
+                .by_blob
+                .get(blob)
+                .map(|layer| Arc::clone(&layer))
+        });
+        Image {
+            layers: current.collect(),
+            keys,
+            record,
+        }
+    }
+}

@@ -1,0 +1,378 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use forelayer_profiler::protocol::{Access, Container, Level, Touch};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    als::inode::Inode,
+    metrics::{ByOutcome, Lane, Outcome},
+    prefetch::testing::{Item, Place, bring, chunk, node, small},
+};
+
+const ITEMS: fn() -> Vec<Item> = || {
+    vec![
+        small("bin/app"),
+        small("bin/other"),
+        small("lib/libc"),
+        small("unused"),
+    ]
+};
+
+struct Shelf(Vec<(String, Vec<Arc<Layer>>)>);
+
+impl Library for Shelf {
+    fn layer(&self, slot: u32) -> Option<Arc<Layer>> {
+        self.0
+            .iter()
+            .flat_map(|(_, layers)| layers)
+            .find(|layer| layer.slot == slot)
+            .cloned()
+    }
+    fn images(&self) -> Vec<(String, Vec<Arc<Layer>>)> {
+        self.0.clone()
+    }
+    fn resolve(
+        self: Arc<Self>,
+        reference: String,
+    ) -> BoxFuture<'static, Result<Vec<Arc<Layer>>, String>> {
+        let found = self
+            .0
+            .iter()
+            .find(|(name, _)| *name == reference)
+            .map(|(_, layers)| layers.clone());
+        Box::pin(async move { found.ok_or_else(|| format!("no image {reference}")) })
+    }
+}
+
+/// Brings what it is asked for at once and says so.
+struct Bringer(mpsc::UnboundedSender<(String, Vec<(u32, u32)>)>);
+
+impl Lanes for Bringer {
+    fn predict(&self, plan: Plan) -> BoxFuture<'static, PlanOutcome> {
+        let told = self.0.clone();
+        Box::pin(async move {
+            for step in &plan.steps {
+                bring(&step.layer, step.chunk, &ITEMS());
+            }
+            let steps = plan
+                .steps
+                .iter()
+                .map(|step| (step.layer.slot, step.chunk))
+                .collect();
+            told.send((plan.name, steps)).unwrap();
+            PlanOutcome::default()
+        })
+    }
+    fn arrivals(&self, layer: &Layer) -> Vec<Arrival> {
+        let other = chunk(layer, "bin/other", 0);
+        vec![Arrival {
+            chunk: other,
+            lane: Lane::Demand,
+            late: false,
+        }]
+    }
+    fn forget_arrivals(&self, _: &Layer) {}
+}
+
+struct Case {
+    _place: Place,
+    profiles: TempDir,
+    layer: Arc<Layer>,
+    base: Arc<Layer>,
+    prefetcher: Prefetcher,
+    plans: mpsc::UnboundedReceiver<(String, Vec<(u32, u32)>)>,
+    metrics: Arc<Metrics>,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+fn start(config: config::Prefetch) -> Case {
+    start_with(config, |layer, _| {
+        vec![("h/image:1".to_owned(), vec![Arc::clone(layer)])]
+    })
+}
+
+type Images = Vec<(String, Vec<Arc<Layer>>)>;
+
+/// With images made of two layers of the same files, in slots 9 and 4.
+fn start_with(
+    config: config::Prefetch,
+    images: impl Fn(&Arc<Layer>, &Arc<Layer>) -> Images,
+) -> Case {
+    let place = Place::new();
+    let profiles = tempfile::tempdir().unwrap();
+    let layer = place.layer(9, &ITEMS());
+    let base = place.layer(4, &ITEMS());
+    let (told, plans) = mpsc::unbounded_channel();
+    let metrics = Arc::new(Metrics::new());
+    let stop = CancellationToken::new();
+    let parts = Parts {
+        library: Arc::new(Shelf(images(&layer, &base))),
+        lanes: Arc::new(Bringer(told)),
+        pages: None,
+        names: Arc::default(),
+        profiles_dir: profiles.path().to_owned(),
+        layers_dir: "/layers".into(),
+        program: "/no/warmer".into(),
+        config,
+        max_window: Duration::from_secs(600),
+        metrics: Arc::clone(&metrics),
+    };
+    let prefetcher = Prefetcher::start(parts, stop.clone()).unwrap();
+    Case {
+        _place: place,
+        profiles,
+        layer,
+        base,
+        prefetcher,
+        plans,
+        metrics,
+        _stop: stop.drop_guard(),
+    }
+}
+
+fn trace(layer: &Layer, run: u64, paths: &[&str]) -> Trace {
+    Trace {
+        run: format!("{run:032x}"),
+        started_ms: run,
+        level: Level::Tracepoints,
+        container: Container {
+            image: "h/image:1".to_owned(),
+            command: vec!["app".to_owned()],
+            slots: vec![9],
+            ..Container::default()
+        },
+        touches: (paths.iter().zip(0..))
+            .map(|(path, at_us)| Touch {
+                ino: Inode::Node(layer.slot, node(layer, path)).number().unwrap(),
+                page: 0,
+                pages: 1,
+                at_us,
+                access: Access::Read,
+            })
+            .collect(),
+        opens: Vec::new(),
+        execs: Vec::new(),
+        lost: 0,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_start_teaches_the_next() {
+    let mut case = start(config::Prefetch::default());
+    let layers = [Arc::clone(&case.layer)];
+    case.prefetcher.resolved("h/image:1", &layers);
+    case.prefetcher.mounted(9);
+    let first = case
+        .prefetcher
+        .take_in(trace(&case.layer, 1, &["lib/libc", "bin/app"]))
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            first.runs,
+            first.files,
+            first.touched_chunks,
+            first.predicted_bytes
+        ),
+        (1, 2, 2, 0)
+    );
+    assert_eq!(first.touched_bytes, 8192);
+    assert!(first.profile.starts_with(case.profiles.path()) && first.profile.exists());
+    assert!(
+        case.plans.try_recv().is_err(),
+        "nothing was known, so nothing was predicted"
+    );
+
+    // A pull under another name, and its mount: one plan.
+    case.prefetcher.resolved("mirror/image:2", &layers);
+    let (name, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(name, "mirror/image:2");
+    assert_eq!(
+        steps,
+        [
+            (9, chunk(&case.layer, "lib/libc", 0)),
+            (9, chunk(&case.layer, "bin/app", 0))
+        ]
+    );
+    case.prefetcher.mounted(9);
+    let second = case
+        .prefetcher
+        .take_in(trace(&case.layer, 2, &["lib/libc", "bin/other"]))
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            second.runs,
+            second.used_chunks,
+            second.late_chunks,
+            second.waste_chunks
+        ),
+        (2, 1, 0, 1)
+    );
+    assert_eq!(
+        (
+            second.predicted_bytes,
+            second.waste_bytes,
+            second.demanded_chunks
+        ),
+        (8192, 4096, 1)
+    );
+    assert!(
+        case.plans.try_recv().is_err(),
+        "the mount of the same start plans nothing new"
+    );
+    let wasted = case
+        .metrics
+        .predicted_bytes
+        .get_or_create(&ByOutcome {
+            outcome: Outcome::Waste,
+        })
+        .get();
+    assert_eq!(wasted, 4096);
+    let text = std::fs::read_to_string(second.profile).unwrap();
+    assert!(
+        text.contains(r#""predicted_unused": ["#) && text.contains("bin/app"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_mount_alone_starts_a_plan() {
+    let mut case = start(config::Prefetch::default());
+    case.prefetcher
+        .take_in(trace(&case.layer, 1, &["bin/app"]))
+        .await
+        .unwrap();
+    case.prefetcher.mounted(9);
+    let (name, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(
+        (name.as_str(), steps),
+        ("h/image:1", vec![(9, chunk(&case.layer, "bin/app", 0))])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn switched_off_it_learns_and_predicts_nothing() {
+    let mut case = start(config::Prefetch {
+        enabled: false,
+        ..config::Prefetch::default()
+    });
+    case.prefetcher
+        .take_in(trace(&case.layer, 1, &["bin/app"]))
+        .await
+        .unwrap();
+    case.prefetcher
+        .resolved("h/image:1", &[Arc::clone(&case.layer)]);
+    let second = case
+        .prefetcher
+        .take_in(trace(&case.layer, 2, &["bin/app"]))
+        .await
+        .unwrap();
+    assert_eq!((second.runs, second.predicted_bytes), (2, 0));
+    assert!(case.plans.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefetching_on_request_reports_progress_to_the_end() {
+    let mut case = start(config::Prefetch::default());
+    let request = |all| PrefetchRequest {
+        reference: "h/image:1".to_owned(),
+        all,
+    };
+    let error = case.prefetcher.request(request(false)).await.unwrap_err();
+    assert!(
+        error.contains("h/image:1") && error.contains("--all"),
+        "{error}"
+    );
+    let unknown = PrefetchRequest {
+        reference: "h/none".to_owned(),
+        all: false,
+    };
+    assert!(case.prefetcher.request(unknown).await.is_err());
+
+    case.prefetcher
+        .take_in(trace(&case.layer, 1, &["bin/app"]))
+        .await
+        .unwrap();
+    for (all, chunks) in [(false, 1), (true, 3), (true, 0)] {
+        let mut lines = case.prefetcher.request(request(all)).await.unwrap();
+        let mut last = PrefetchProgress::default();
+        while let Some(line) = lines.recv().await {
+            last = line;
+        }
+        let bytes = chunks * 4096;
+        let whole = PrefetchProgress {
+            done_chunks: chunks,
+            chunks,
+            done_bytes: bytes,
+            bytes,
+            finished: true,
+            error: None,
+        };
+        assert_eq!(last, whole);
+        case.plans.recv().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_of_nothing_known_is_refused_and_harms_nothing() {
+    let case = start(config::Prefetch::default());
+    let mut stranger = trace(&case.layer, 1, &["bin/app"]);
+    stranger.container.slots = vec![5];
+    assert!(
+        case.prefetcher
+            .take_in(stranger)
+            .await
+            .unwrap_err()
+            .contains("no layer")
+    );
+    case.prefetcher
+        .take_in(trace(&case.layer, 2, &["bin/app"]))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lowers_of_one_mount_are_one_start() {
+    // Another image with more layers: the set is not complete when the first two are known.
+    let mut case = start_with(config::Prefetch::default(), |top, base| {
+        vec![
+            ("h/top:1".to_owned(), vec![Arc::clone(top)]),
+            (
+                "h/both:1".to_owned(),
+                vec![Arc::clone(base), Arc::clone(top)],
+            ),
+        ]
+    });
+    let both = |run, image: &str| {
+        let mut trace = trace(&case.layer, run, &["bin/app"]);
+        trace.container.image = image.to_owned();
+        trace.container.slots = vec![9, 4];
+        let on_base = Touch {
+            ino: Inode::Node(4, node(&case.base, "lib/libc"))
+                .number()
+                .unwrap(),
+            ..trace.touches[0]
+        };
+        trace.touches.push(on_base);
+        trace
+    };
+    let (first, second) = (both(1, "h/both:1"), both(2, "h/both:1"));
+    case.prefetcher.take_in(first).await.unwrap();
+    case.prefetcher.mounted(9);
+    case.prefetcher.mounted(4);
+    let (name, mut steps) = case.plans.recv().await.unwrap();
+    steps.sort_unstable();
+    assert_eq!(name, "h/both:1");
+    assert_eq!(
+        steps,
+        [
+            (4, chunk(&case.base, "lib/libc", 0)),
+            (9, chunk(&case.layer, "bin/app", 0))
+        ]
+    );
+    let account = case.prefetcher.take_in(second).await.unwrap();
+    assert_eq!((account.used_chunks, account.waste_chunks), (2, 0));
+    assert!(case.plans.try_recv().is_err(), "one mount, one plan");
+}

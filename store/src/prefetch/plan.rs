@@ -1,0 +1,198 @@
+//! Prediction -> plan: the chunks under the READ windows of predicted pages, over all layers, first needed first.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use forelayer_profiler::model::Prediction;
+
+use super::{
+    locate::{Locator, Place},
+    window::{Touched, clamp, windows},
+};
+use crate::{
+    cache::ChunkState,
+    fetch::{Plan, PlanStep},
+    format::{NodeId, index::IndexError},
+    image::Layer,
+};
+
+/// A chunk of a layer: slot and number.
+pub type ChunkKey = (u32, u32);
+
+/// What a prediction means for an image.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// What is not here yet, first needed first.
+    pub plan: Plan,
+    /// Decoded bytes of those of the plan's chunks that must be fetched.
+    pub bytes: HashMap<ChunkKey, u64>,
+    /// Predicted pages, for the page cache, first needed first.
+    pub pages: Vec<PlannedPages>,
+    /// Predicted paths, those not found included, as absolute paths in the container.
+    pub paths: Vec<String>,
+}
+
+/// Pages of one file that will be touched at one time, within the file.
+#[derive(Debug, Clone)]
+pub struct PlannedPages {
+    /// The layer.
+    pub layer: Arc<Layer>,
+    /// The file.
+    pub node: NodeId,
+    /// The bytes, page-aligned but for the end of the file.
+    pub bytes: std::ops::Range<u64>,
+    /// When, in microseconds from the first exec.
+    pub at_us: i64,
+}
+
+/// Plans for an image with these layers, top first. `name` is for logs and status.
+///
+/// # Errors
+/// If an index is damaged.
+pub fn plan(
+    name: &str,
+    prediction: &Prediction,
+    layers: &[Arc<Layer>],
+) -> Result<Planned, IndexError> {
+    let locator = Locator::new(layers);
+    let mut places: Vec<Option<Place>> = Vec::with_capacity(prediction.files.len());
+    for file in &prediction.files {
+        places.push(locator.exact(
+            &file.path,
+            file.content.as_ref(),
+            file.size,
+            file.layer.as_ref(),
+        )?);
+    }
+    // A file that changed: what was touched of the old one is the best guess, unless a profile knows the new one.
+    let known: HashSet<Place> = places.iter().flatten().copied().collect();
+    for (file, place) in prediction.files.iter().zip(&mut places) {
+        if place.is_none() {
+            *place = locator
+                .by_path(&file.path)?
+                .filter(|place| !known.contains(place));
+        }
+    }
+    let mut needed: HashMap<ChunkKey, Needed> = HashMap::new();
+    let mut pages = Vec::new();
+    for (file, place) in prediction.files.iter().zip(places) {
+        let Some(place) = place else { continue };
+        let layer = &layers[place.layer];
+        let touched: Vec<Touched> = clamp(
+            file.ranges.iter().map(|range| Touched {
+                page: range.page,
+                end: range.end(),
+                at_us: range.at_us,
+                access: range.access,
+            }),
+            place.size,
+        );
+        for window in windows(&touched, place.size) {
+            for chunk in layer
+                .index
+                .chunks_covering(place.node, window.bytes(place.size))?
+            {
+                needed
+                    .entry((layer.slot, chunk))
+                    .and_modify(|needed| needed.at_us = needed.at_us.min(window.at_us))
+                    .or_insert(Needed {
+                        layer: place.layer,
+                        at_us: window.at_us,
+                    });
+            }
+        }
+        pages.extend(touched.iter().map(|touched| {
+            PlannedPages {
+                layer: Arc::clone(layer),
+                node: place.node,
+                bytes: super::window::Window {
+                    page: touched.page,
+                    end: touched.end,
+                    at_us: 0,
+                }
+                .bytes(place.size),
+                at_us: touched.at_us,
+            }
+        }));
+    }
+    // Stable: pages of one time stay in the order of their files.
+    pages.sort_by_key(|pages| pages.at_us);
+    let mut bytes = HashMap::new();
+    let mut steps = Vec::new();
+    for ((slot, number), needed) in needed {
+        let layer = &layers[needed.layer];
+        let state = layer.cache.state(number);
+        if state == ChunkState::Present {
+            continue;
+        }
+        let Some(chunk) = layer.index.chunk(number)? else {
+            continue;
+        };
+        // Zeros and what only needs to be proven are made ready too, but nothing is fetched for them.
+        if state == ChunkState::Missing && !chunk.zeros {
+            bytes.insert((slot, number), chunk.len);
+        }
+        steps.push(PlanStep {
+            layer: Arc::clone(layer),
+            chunk: number,
+            at_us: needed.at_us,
+        });
+    }
+    steps.sort_by_key(|step| (step.at_us, step.layer.slot, step.chunk));
+    let paths = (prediction
+        .files
+        .iter()
+        .map(|file| format!("/{}", file.path)))
+    .chain(prediction.found.iter().cloned())
+    .chain(prediction.missing.iter().cloned())
+    .collect();
+    Ok(Planned {
+        plan: Plan {
+            name: name.to_owned(),
+            steps,
+        },
+        bytes,
+        pages,
+        paths,
+    })
+}
+
+/// Every chunk that is not here, after those of `first`: what `forelayer prefetch --all` asks for.
+///
+/// # Errors
+/// If an index is damaged.
+pub fn everything(first: Plan, layers: &[Arc<Layer>]) -> Result<Plan, IndexError> {
+    let mut steps = first.steps;
+    let planned: HashSet<ChunkKey> = steps
+        .iter()
+        .map(|step| (step.layer.slot, step.chunk))
+        .collect();
+    let at_us = steps.last().map_or(0, |step| step.at_us);
+    for layer in layers.iter().rev() {
+        for chunk in 0..layer.index.chunk_count() {
+            if !planned.contains(&(layer.slot, chunk))
+                && layer.cache.state(chunk) != ChunkState::Present
+            {
+                steps.push(PlanStep {
+                    layer: Arc::clone(layer),
+                    chunk,
+                    at_us,
+                });
+            }
+        }
+    }
+    Ok(Plan {
+        name: first.name,
+        steps,
+    })
+}
+
+struct Needed {
+    layer: usize,
+    at_us: i64,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use forelayer_profiler::{
+    model::{PAGE, PredictedFile, PredictedRange},
+    protocol::Access,
+};
+
+use super::*;
+use crate::{
+    digest::Digest,
+    prefetch::testing::{Item, Place as Kept, bring, chunk, small},
+};
+
+const MIB: u64 = 1 << 20;
+
+fn range(page: u64, pages: u32, at_us: i64) -> PredictedRange {
+    PredictedRange {
+        page,
+        pages,
+        at_us,
+        access: Access::Map,
+        probability: 1.0,
+    }
+}
+
+fn file(path: &str, content: &str, size: u64, ranges: Vec<PredictedRange>) -> PredictedFile {
+    PredictedFile {
+        path: path.to_owned(),
+        content: Some(Digest::of(content.as_bytes())),
+        layer: None,
+        size,
+        ranges,
+    }
+}
+
+fn of(files: Vec<PredictedFile>) -> Prediction {
+    Prediction {
+        files,
+        ..Prediction::default()
+    }
+}
+
+/// Slots and chunks of a plan's steps.
+fn steps(planned: &Planned) -> Vec<ChunkKey> {
+    planned
+        .plan
+        .steps
+        .iter()
+        .map(|step| (step.layer.slot, step.chunk))
+        .collect()
+}
+
+#[test]
+fn chunks_come_in_the_order_of_need_over_all_layers() {
+    let place = Kept::new();
+    let top = place.layer(
+        1,
+        &[small("app"), Item::File("lib", "lib", vec![MIB, MIB, MIB])],
+    );
+    let base = place.layer(2, &[small("sh"), small("unused")]);
+    let prediction = of(vec![
+        file("app", "app", 4096, vec![range(0, 1, 500)]),
+        // The second page of the last chunk, and the first of all.
+        file(
+            "lib",
+            "lib",
+            3 * MIB,
+            vec![range(0, 1, 900), range(2 * MIB / PAGE + 100, 1, -7)],
+        ),
+        file("sh", "sh", 4096, vec![range(0, 1, 0)]),
+    ]);
+    let layers = [Arc::clone(&top), Arc::clone(&base)];
+    let planned = plan("image", &prediction, &layers).unwrap();
+    assert_eq!(
+        steps(&planned),
+        [
+            (1, chunk(&top, "lib", 2 * MIB)),
+            (2, chunk(&base, "sh", 0)),
+            (1, chunk(&top, "app", 0)),
+            (1, chunk(&top, "lib", 0))
+        ]
+    );
+    assert_eq!(planned.bytes.values().sum::<u64>(), 2 * MIB + 2 * 4096);
+    let pages: Vec<_> = planned
+        .pages
+        .iter()
+        .map(|pages| (pages.layer.slot, pages.bytes.clone()))
+        .collect();
+    let from = 2 * MIB + 100 * PAGE;
+    assert_eq!(
+        pages,
+        [
+            (1, from..from + 4096),
+            (2, 0..4096),
+            (1, 0..4096),
+            (1, 0..4096)
+        ]
+    );
+    assert_eq!(planned.paths, ["/app", "/lib", "/sh"]);
+}
+
+#[test]
+fn the_read_window_of_a_page_is_planned_with_it() {
+    let place = Kept::new();
+    let chunks = vec![64 << 10; 10];
+    let layer = place.layer(1, &[Item::File("lib", "lib", chunks)]);
+    // Page 80 is the first of chunk 5; its READ is 64..96 centred, or 80..112 for executable mappings.
+    let prediction = of(vec![file("lib", "lib", 640 << 10, vec![range(80, 1, 0)])]);
+    let planned = plan("image", &prediction, &[Arc::clone(&layer)]).unwrap();
+    let first = chunk(&layer, "lib", 0);
+    let got: Vec<u32> = steps(&planned)
+        .iter()
+        .map(|(_, chunk)| chunk - first)
+        .collect();
+    assert_eq!(got, [4, 5, 6, 7]);
+}
+
+#[test]
+fn what_is_here_is_not_planned_and_zeros_are_not_fetched() {
+    let place = Kept::new();
+    let items = [small("here"), small("gone"), Item::Zeros("zeros", 8192)];
+    let layer = place.layer(1, &items);
+    bring(&layer, chunk(&layer, "here", 0), &items);
+    let prediction = of(vec![
+        file("here", "here", 4096, vec![range(0, 1, 0)]),
+        file("gone", "gone", 4096, vec![range(0, 1, 0)]),
+        file("zeros", "zeros", 8192, vec![range(0, 2, 0)]),
+    ]);
+    let planned = plan("image", &prediction, &[Arc::clone(&layer)]).unwrap();
+    let gone = (1, chunk(&layer, "gone", 0));
+    let zeros = (1, chunk(&layer, "zeros", 0));
+    let mut got = steps(&planned);
+    got.sort_unstable();
+    let mut expected = [gone, zeros];
+    expected.sort_unstable();
+    assert_eq!(got, expected);
+    assert_eq!(planned.bytes, HashMap::from([(gone, 4096)]));
+    assert_eq!(
+        planned.pages.len(),
+        3,
+        "pages are warmed wherever they come from"
+    );
+}
+
+#[test]
+fn files_are_found_where_they_were_moved_to_and_where_they_were_rebuilt() {
+    let place = Kept::new();
+    let top = place.layer(
+        1,
+        &[
+            Item::File("new/name", "moved", vec![4096]),
+            Item::File("rebuilt", "second build", vec![4096, 4096]),
+        ],
+    );
+    let base = place.layer(2, &[Item::File("rebuilt", "older build", vec![4096])]);
+    let prediction = of(vec![
+        file("old/name", "moved", 4096, vec![range(0, 1, 1)]),
+        file(
+            "rebuilt",
+            "first build",
+            99 * 4096,
+            vec![range(0, 1, 2), range(50, 9, 3)],
+        ),
+        file("vanished", "vanished", 4096, vec![range(0, 1, 3)]),
+    ]);
+    let layers = [Arc::clone(&top), Arc::clone(&base)];
+    let planned = plan("image", &prediction, &layers).unwrap();
+    let mut got = steps(&planned);
+    got.sort_unstable();
+    // The window of the first page holds both chunks; pages behind the new end are cut.
+    let mut expected = vec![
+        (1, chunk(&top, "new/name", 0)),
+        (1, chunk(&top, "rebuilt", 0)),
+        (1, chunk(&top, "rebuilt", 4096)),
+    ];
+    expected.sort_unstable();
+    assert_eq!(got, expected);
+    assert_eq!(planned.pages.len(), 2);
+}
+
+#[test]
+fn a_rebuilt_file_that_a_profile_knows_is_not_guessed() {
+    let place = Kept::new();
+    let layer = place.layer(1, &[Item::File("lib", "second", vec![MIB, MIB, MIB])]);
+    let last = 3 * MIB / PAGE - 1;
+    let prediction = of(vec![
+        file("lib", "first", 3 * MIB, vec![range(0, 1, 0)]),
+        file("lib", "second", 3 * MIB, vec![range(last, 1, 0)]),
+    ]);
+    let planned = plan("image", &prediction, &[Arc::clone(&layer)]).unwrap();
+    assert_eq!(steps(&planned), [(1, chunk(&layer, "lib", 2 * MIB))]);
+}
+
+#[test]
+fn hostile_ranges_plan_nothing_outside_the_file() {
+    let place = Kept::new();
+    let layer = place.layer(1, &[small("lib"), Item::Link("link", "lib")]);
+    let far = PredictedRange {
+        page: (1 << 51) - 1,
+        ..range(0, 1, 0)
+    };
+    let prediction = of(vec![
+        file("lib", "lib", u64::MAX, vec![far]),
+        file("link", "link", 1, vec![range(0, u32::MAX, 0)]),
+        file("../../etc/passwd", "x", 1, vec![range(0, 1, 0)]),
+        file("", "x", 1, vec![range(0, 1, 0)]),
+    ]);
+    let planned = plan("image", &prediction, &[layer]).unwrap();
+    assert!(planned.plan.steps.is_empty() && planned.pages.is_empty());
+}
+
+#[test]
+fn everything_is_what_is_predicted_first_and_then_the_rest() {
+    let place = Kept::new();
+    let items = [small("a"), small("b"), small("c")];
+    let layer = place.layer(1, &items);
+    bring(&layer, chunk(&layer, "a", 0), &items);
+    let layers = [Arc::clone(&layer)];
+    let first = plan(
+        "image",
+        &of(vec![file("c", "c", 4096, vec![range(0, 1, 9)])]),
+        &layers,
+    )
+    .unwrap();
+    let all = everything(first.plan, &layers).unwrap();
+    let got: Vec<u32> = all.steps.iter().map(|step| step.chunk).collect();
+    assert_eq!(got, [chunk(&layer, "c", 0), chunk(&layer, "b", 0)]);
+}

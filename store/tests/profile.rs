@@ -1,0 +1,172 @@
+//! `forelayer profile` as a user calls it: the binary, a configuration file, a directory of profiles.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{fs, path::Path, process::Command};
+
+use forelayer_profiler::{
+    Digest,
+    model::{FileTouches, Identity, Run, TouchedRange},
+    profiles::ProfileDir,
+    protocol::{Access, Level},
+};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+/// Exit status, standard output, standard error.
+type Said = (i32, String, String);
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!("state_dir = {:?}\n", dir.path());
+        fs::write(dir.path().join("config.toml"), config).unwrap();
+        Self { dir }
+    }
+    fn profiles(&self) -> std::path::PathBuf {
+        self.dir.path().join("profiles")
+    }
+    fn learn(&self, image: &str, command: &str) -> String {
+        let identity = Identity::new(image, &[command.to_owned()], &[]);
+        let run = Run {
+            id: "0a".repeat(16),
+            started_ms: 1_700_000_000_000,
+            level: Level::Tracepoints,
+            lost: 0,
+            layers: vec![Digest::of(b"layer")],
+            execs: Vec::new(),
+            files: vec![FileTouches {
+                path: "usr/bin/app".to_owned(),
+                content: Some(Digest::of(b"app")),
+                layer: Some(Digest::of(b"layer")),
+                size: 65_536,
+                ranges: vec![TouchedRange {
+                    page: 2,
+                    pages: 4,
+                    at_us: 1500,
+                    access: Access::Map,
+                }],
+            }],
+            found: Vec::new(),
+            missing: Vec::new(),
+            predicted_unused: Vec::new(),
+        };
+        ProfileDir::open(&self.profiles())
+            .unwrap()
+            .add(&identity, run, 8)
+            .unwrap();
+        identity.file_name()
+    }
+    fn profile(&self, arguments: &[&str]) -> Said {
+        let output = Command::new(env!("CARGO_BIN_EXE_forelayer"))
+            .arg("--config")
+            .arg(self.dir.path().join("config.toml"))
+            .arg("profile")
+            .args(arguments)
+            .env_remove("FORELAYER_LOG")
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    }
+}
+
+fn exists(home: &Home, file: &str) -> bool {
+    Path::new(&home.profiles()).join(file).exists()
+}
+
+#[test]
+fn without_profiles_the_list_says_how_to_get_one() {
+    let home = Home::new();
+    let (code, out, _) = home.profile(&["list"]);
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("no profiles yet") && out.contains("forelayer watch"),
+        "{out}"
+    );
+    assert_eq!(home.profile(&["list", "--json"]).1.trim(), "[]");
+    assert!(!home.profiles().exists(), "looking makes nothing");
+}
+
+#[test]
+fn profiles_are_listed_shown_and_deleted() {
+    let home = Home::new();
+    let (app, shell) = (
+        home.learn("h/app:1", "/usr/bin/app"),
+        home.learn("h/app:1", "sh"),
+    );
+    let other = home.learn("h/other:1", "other");
+
+    let (_, out, _) = home.profile(&["list"]);
+    assert_eq!(out.lines().count(), 4, "{out}");
+    assert!(out.contains(&app) && out.contains("16.00 KiB"), "{out}");
+    let listed: serde_json::Value =
+        serde_json::from_str(&home.profile(&["list", "--json"]).1).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 3);
+    assert_eq!(listed[2]["identity"]["image"], "h/other:1");
+
+    let (code, out, _) = home.profile(&["show", &other]);
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("+1.50 ms") && out.contains("/usr/bin/app"),
+        "{out}"
+    );
+    let shown: serde_json::Value =
+        serde_json::from_str(&home.profile(&["show", "--json", "h/other:1"]).1).unwrap();
+    assert_eq!(shown["runs"][0]["files"][0]["ranges"][0]["page"], 2);
+    let both: serde_json::Value =
+        serde_json::from_str(&home.profile(&["show", "--json", "h/app:1"]).1).unwrap();
+    assert_eq!(both.as_array().unwrap().len(), 2);
+
+    let (code, _, error) = home.profile(&["delete", &other, "h/none:1"]);
+    assert_eq!(code, 1);
+    assert!(
+        error.contains("h/none:1") && error.contains("forelayer profile list"),
+        "{error}"
+    );
+    assert!(
+        exists(&home, &other),
+        "nothing is deleted when a name is wrong"
+    );
+    let (code, out, _) = home.profile(&["delete", "h/app:1"]);
+    assert_eq!((code, out.lines().count()), (0, 2));
+    assert!(!exists(&home, &app) && !exists(&home, &shell) && exists(&home, &other));
+    assert_eq!(
+        home.profile(&["delete", "--all", "--json"]).1.trim(),
+        format!("{{\"deleted\":[{other:?}]}}")
+    );
+    assert!(home.profile(&["delete", "--all"]).1.contains("no profiles"));
+}
+
+#[test]
+fn a_malformed_profile_is_named_with_its_reason_and_harms_no_other() {
+    let home = Home::new();
+    let good = home.learn("h/app:1", "app");
+    for (name, text) in [
+        ("cut.json", "{\"schema\": 1, "),
+        ("new.json", "{\"schema\": 2}"),
+        ("empty.json", ""),
+    ] {
+        fs::write(home.profiles().join(name), text).unwrap();
+    }
+    let (code, out, _) = home.profile(&["list"]);
+    assert_eq!(code, 0);
+    assert!(
+        out.contains(&good) && out.contains("new.json cannot be read: schema 2"),
+        "{out}"
+    );
+    let (code, _, error) = home.profile(&["show", "cut"]);
+    assert_eq!(code, 1);
+    assert!(
+        error.contains("cut.json") && error.contains("line 1"),
+        "{error}"
+    );
+    assert_eq!(home.profile(&["delete", "cut"]).0, 0);
+    assert!(!exists(&home, "cut.json") && exists(&home, &good));
+}
