@@ -183,7 +183,7 @@ fn toc(lab: &Lab, format: Format) -> Result<()> {
     let (proxy, mut store, layer, reference) = setup(lab, format)?;
     store.stop()?;
     // Each lookup asks anew.
-    store.configure(&format!("{DEMAND_ONLY}[lookup]\nretry_delay = 0.001\n"))?;
+    store.configure(&format!("{DEMAND_ONLY}[lookup]\nretry_delay = 0\n"))?;
     store.start()?;
     for fault in [
         Fault::Html,
@@ -198,9 +198,11 @@ fn toc(lab: &Lab, format: Format) -> Result<()> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => anyhow::bail!("with {fault:?} the lookup gave {other:?}"),
         }
+        ensure!(proxy.faults().hits() > 0, "{fault:?} was never met");
         ensure!(
-            proxy.faults().hits() > 0 && store.log("serve")?.contains(&layer.blob),
-            "with {fault:?} the log does not name the layer"
+            store.log("serve")?.contains(&layer.blob),
+            "with {fault:?} the log does not name the layer:\n{}",
+            store.log_end("serve")
         );
         proxy.faults().clear();
         let other = images::reference(&proxy.host(), format, "base");

@@ -290,10 +290,6 @@ impl Owner {
             }
             text
         };
-        let metrics = Arc::clone(&self.parts.metrics);
-        metrics.traces.inc();
-        metrics.touches.inc_by(trace.touches.len() as u64);
-        metrics.events_lost.inc_by(trace.lost);
         let mounted: BTreeSet<u32> = trace.container.slots.iter().copied().collect();
         let names = mounted
             .into_iter()
@@ -351,6 +347,11 @@ impl Owner {
             .find(|listed| listed.file == identity.file_name())
             .and_then(|listed| listed.summary.ok())
             .map_or(0, |summary| summary.runs);
+        // Only now: whoever sees the count finds the profile.
+        let metrics = &self.parts.metrics;
+        metrics.touches.inc_by(trace.touches.len() as u64);
+        metrics.events_lost.inc_by(trace.lost);
+        metrics.traces.inc();
         tracing::info!(
             image = summary.image,
             workload = summary.workload,
