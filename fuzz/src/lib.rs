@@ -1,9 +1,10 @@
 //! What the fuzz targets run, and what must hold whatever the bytes are. The test `fuzz_corpus` runs the same on the
 //! kept corpus.
 
-use std::{collections::BTreeMap, io::Write as _};
+use std::{collections::BTreeMap, io::Write as _, path::Path};
 
 use forelayer::{
+    config::load,
     digest::Digest,
     format::{
         LayerFormat, LayerIndex, annotated,
@@ -11,7 +12,10 @@ use forelayer::{
         limits::Limits,
         toc::build_index,
     },
+    image::manifest::{self, Document},
+    registry::Reference,
 };
+use forelayer_profiler::model::{Profile, predict};
 
 /// Where the TOC starts in the blobs of these TOCs.
 const TOC_AT: u64 = 1 << 20;
@@ -137,5 +141,61 @@ pub fn annotations(data: &[u8]) {
                     .checked_add(place.len)
                     .is_some_and(|end| end <= size)
         );
+    }
+}
+
+/// The answer to a question for a manifest: its media type as the first line, then the body. The body is read as a
+/// config, too.
+pub fn manifest(data: &[u8]) {
+    let split = data.iter().position(|byte| *byte == b'\n');
+    let (media_type, body) = split.map_or((&[][..], data), |at| (&data[..at], &data[at + 1..]));
+    if let Ok(Document::Manifest(found)) =
+        manifest::parse(&String::from_utf8_lossy(media_type), body)
+    {
+        assert!(found.repeated().len() <= found.layers.len() / 2);
+        for layer in &found.layers {
+            // A refusal is an answer; a panic is none.
+            let _ = annotated(&layer.annotations, layer.size);
+        }
+    }
+    let _ = manifest::diff_ids(body);
+}
+
+/// An image's name as an engine puts it into a path.
+pub fn reference(data: &[u8]) {
+    let Ok(reference) = String::from_utf8_lossy(data).parse::<Reference>() else {
+        return;
+    };
+    assert!(!reference.repository.host.is_empty() && !reference.repository.name.is_empty());
+    assert!(
+        !reference
+            .repository
+            .name
+            .split('/')
+            .any(|part| part.is_empty() || part == "..")
+    );
+    assert!(reference.tag.is_some() || reference.digest.is_some());
+}
+
+/// A configuration file.
+pub fn config(data: &[u8]) {
+    let path = Path::new("config.toml");
+    if let Ok(config) = load::parse(&String::from_utf8_lossy(data), path) {
+        assert!(config.state_dir.is_absolute() && config.run_dir.is_absolute());
+    }
+}
+
+/// A profile file, which may come from anybody.
+pub fn profile(data: &[u8]) {
+    let Ok(profile) = Profile::from_json(data) else {
+        return;
+    };
+    let text = profile.to_json();
+    let again = Profile::from_json(text.as_bytes()).expect("what was written can be read");
+    assert_eq!(again.to_json(), text);
+    for file in predict(&[profile]).files {
+        for range in file.ranges {
+            assert!(range.pages > 0 && range.page.checked_add(range.pages.into()).is_some());
+        }
     }
 }

@@ -44,3 +44,23 @@ fn zstd_manifest() -> Result<()> {
 fn annotations() -> Result<()> {
     replay("annotations", targets::annotations)
 }
+
+#[test]
+fn manifest() -> Result<()> {
+    replay("manifest", targets::manifest)
+}
+
+#[test]
+fn reference() -> Result<()> {
+    replay("reference", targets::reference)
+}
+
+#[test]
+fn config() -> Result<()> {
+    replay("config", targets::config)
+}
+
+#[test]
+fn profile() -> Result<()> {
+    replay("profile", targets::profile)
+}

@@ -79,12 +79,14 @@ impl<'a> Podman<'a> {
         )?;
         fs::write(
             directory.join("containers.conf"),
-            // No CAP_SYS_RESOURCE is needed with these limits; cgroups without systemd.
+            // No CAP_SYS_RESOURCE is needed with these limits; cgroups without systemd. The static directory must be
+            // where Podman 4.3.1's own clean-up after a container looks for it, which is told nothing but `--root`:
+            // else each `podman run` waits 20 s for a clean-up that finds no such container.
             format!(
                 "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1000:1000\"]\npids_limit = 0\n\
                  netns = \"host\"\nlog_driver = \"k8s-file\"\nutsns = \"private\"\n\
                  [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n\
-                 static_dir = \"{shown}/static\"\ntmp_dir = \"{shown}/tmp\"\nvolume_path = \"{shown}/volumes\"\n"
+                 static_dir = \"{shown}/graph/libpod\"\ntmp_dir = \"{shown}/tmp\"\nvolume_path = \"{shown}/volumes\"\n"
             ),
         )?;
         Ok(podman)
@@ -169,7 +171,7 @@ impl<'a> Podman<'a> {
             let _ = self.output(&["rm", "--all", "--force", "--time", "0"]);
         }
         self.namespace.unmount_below(&self.directory)?;
-        for name in ["graph", "run", "static", "tmp", "volumes"] {
+        for name in ["graph", "run", "tmp", "volumes"] {
             let path = self.directory.join(name);
             if path.exists() {
                 fs::remove_dir_all(&path)
