@@ -167,6 +167,8 @@ pub struct Fetch {
     pub max_bytes_in_flight: u64,
     /// A gap of at most this many compressed bytes between two wanted chunks is fetched along.
     pub max_gap_bytes: u64,
+    /// Compressed bytes behind a miss that nothing predicted, brought along at most; 0: none.
+    pub nearby_bytes: u64,
     /// Threads that decode and verify; 0: one a processor.
     pub decode_threads: usize,
     /// Whether the rest of an image follows in the background.
@@ -187,6 +189,8 @@ impl Default for Fetch {
             max_request_bytes: 4 << 20,
             max_bytes_in_flight: 256 << 20,
             max_gap_bytes: 64 << 10,
+            // Keeps a 1 Gbit/s link full at up to 130 ms of latency.
+            nearby_bytes: 16 << 20,
             decode_threads: 0,
             background: true,
             background_bytes_per_second: 0,

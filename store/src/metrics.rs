@@ -18,6 +18,8 @@ pub enum Lane {
     Demand,
     /// A profile says they will be needed.
     Predicted,
+    /// They lie behind a chunk that somebody waited for and no profile foresaw.
+    Nearby,
     /// The rest of the image.
     Background,
     /// Bytes between wanted chunks, fetched along.
@@ -100,6 +102,7 @@ macro_rules! label {
 label!(Lane {
     Demand => "demand",
     Predicted => "predicted",
+    Nearby => "nearby",
     Background => "background",
     Gap => "gap",
     Raw => "raw",

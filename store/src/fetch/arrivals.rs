@@ -18,7 +18,7 @@ use crate::{digest::Digest, metrics::Lane};
 pub struct Arrival {
     /// The chunk.
     pub chunk: u32,
-    /// Who asked first: `Demand`, `Predicted` or `Background`.
+    /// Who asked first: `Demand`, `Predicted`, `Nearby` or `Background`.
     pub lane: Lane,
     /// It was predicted, but a reader had to wait for it.
     pub late: bool,
@@ -70,6 +70,7 @@ const fn code(lane: Lane) -> u8 {
     match lane {
         Lane::Demand => 1,
         Lane::Predicted => 2,
+        Lane::Nearby => 4,
         // The others bring no chunks of their own.
         Lane::Background | Lane::Gap | Lane::Raw | Lane::Metadata => 3,
     }
@@ -80,6 +81,7 @@ const fn lane(code: u8) -> Option<Lane> {
         1 => Some(Lane::Demand),
         2 => Some(Lane::Predicted),
         3 => Some(Lane::Background),
+        4 => Some(Lane::Nearby),
         _ => None,
     }
 }

@@ -160,12 +160,15 @@ async fn read(
         let permit = budget.take(group.cost()).await;
         let body = match &mut body {
             Some(body) => body,
-            None => body.insert(
-                request
-                    .blob
-                    .open(request.source, request.range.clone())
-                    .await?,
-            ),
+            None => {
+                let range = request.range.clone();
+                let opened = request.blob.open(request.source, range).await?;
+                if request.lane == Lane::Demand {
+                    let request = request.id;
+                    let _ = events.send(Event::Flowing { request });
+                }
+                body.insert(opened)
+            }
         };
         let mut span = Vec::new();
         while position < group.span.end {

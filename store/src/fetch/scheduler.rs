@@ -4,6 +4,7 @@
 //! in its stream; a demand goes before a prediction, and that before the background; whoever wants a chunk hears of
 //! it exactly once, brought or not; the limits on requests hold.
 
+mod nearby;
 mod plans;
 mod settle;
 mod start;
@@ -42,6 +43,7 @@ pub(super) type PlanId = u64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Priority {
     Background,
+    Nearby,
     Predicted,
     Demand,
 }
@@ -50,6 +52,7 @@ impl Priority {
     pub(super) const fn lane(self) -> Lane {
         match self {
             Self::Background => Lane::Background,
+            Self::Nearby => Lane::Nearby,
             Self::Predicted => Lane::Predicted,
             Self::Demand => Lane::Demand,
         }
@@ -77,6 +80,8 @@ pub(super) enum Event {
     Pause(bool),
     /// A chunk's bytes came; they were verified and stored, or not.
     Arrived(Arrival),
+    /// The first bytes of a demand's answer came.
+    Flowing { request: RequestId },
     /// A request is over. Chunks in `missing` did not come; others may still be decoded.
     Ended {
         request: RequestId,
@@ -185,6 +190,7 @@ pub(super) struct Limits {
     max_ahead_requests: usize,
     max_request_bytes: u64,
     max_gap_bytes: u64,
+    nearby_bytes: u64,
     background: bool,
     background_rate: u64,
     demand_attempts: u32,
@@ -200,6 +206,7 @@ impl From<&config::Fetch> for Limits {
             max_ahead_requests: config.max_ahead_requests.clamp(1, max_requests - 1),
             max_request_bytes: config.max_request_bytes.max(1),
             max_gap_bytes: config.max_gap_bytes,
+            nearby_bytes: config.nearby_bytes,
             background: config.background,
             background_rate: config.background_bytes_per_second,
             demand_attempts: config.demand_attempts.max(1),
@@ -226,6 +233,7 @@ pub(super) struct Scheduler<B: ?Sized> {
     /// Pauses before the next attempt; entries may be out of date.
     waiting: BinaryHeap<Reverse<(Duration, LayerKey, u32)>>,
     background: Background,
+    nearby: nearby::Missed,
     breakers: Breakers,
     jitter: Jitter,
     /// When something can be started that could not be just now.
@@ -244,6 +252,7 @@ struct Layer<B: ?Sized> {
     /// Which of the hosts is asked next.
     source: usize,
     cursor: Cursor,
+    near: nearby::Near,
     counts: LaneCounts,
 }
 
@@ -287,6 +296,10 @@ struct Running {
     demanded: u32,
     held: bool,
     was_held: bool,
+    /// Its answer has begun.
+    flowing: bool,
+    /// Bytes it asks for.
+    bytes: u64,
 }
 
 impl<B: Blob + ?Sized> Scheduler<B> {
@@ -304,6 +317,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             again: VecDeque::new(),
             waiting: BinaryHeap::new(),
             background: Background::default(),
+            nearby: nearby::Missed::default(),
             breakers: Breakers::default(),
             jitter: Jitter(seed),
             wake: None,
@@ -324,6 +338,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             planned: Vec::new(),
             source: 0,
             cursor: Cursor::Off,
+            near: nearby::Near::default(),
             counts: LaneCounts::default(),
         });
         self.keys.insert(*digest, key);
@@ -351,7 +366,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
         self.wake_waiting(now);
         self.start(now);
-        self.hold_background();
+        self.hold();
         std::mem::take(&mut self.actions)
     }
 
@@ -363,11 +378,16 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     fn take(&mut self, now: Duration, event: Event) {
         match event {
-            Event::Demand { id, layer, chunks } => self.demand(id, layer, chunks),
+            Event::Demand { id, layer, chunks } => self.demand(now, id, layer, chunks),
             Event::Predict { id, name, steps } => self.predict(id, name, steps),
             Event::Background { layer } => self.want_all(layer),
             Event::Pause(paused) => self.background.paused = paused,
             Event::Arrived(arrival) => self.arrived(now, arrival),
+            Event::Flowing { request } => {
+                if let Some(running) = self.running.get_mut(&request) {
+                    running.flowing = true;
+                }
+            }
             Event::Ended {
                 request,
                 result,
@@ -382,13 +402,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    fn demand(&mut self, id: DemandId, layer: LayerKey, chunks: Range<u32>) {
+    fn demand(&mut self, now: Duration, id: DemandId, layer: LayerKey, chunks: Range<u32>) {
         let mut waits = 0;
         for chunk in chunks {
             if self.layers[layer].blob.state(chunk) == ChunkState::Present {
                 continue;
             }
-            if let Err(why) = self.demand_chunk(id, layer, chunk) {
+            if let Err(why) = self.demand_chunk(now, id, layer, chunk) {
                 self.actions.push(Action::Reply {
                     demand: id,
                     result: Err(Given {
@@ -429,11 +449,20 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    /// While a reader waits, no body is read that only the background wants.
-    fn hold_background(&mut self) {
+    /// While a reader waits, no body is read that only the background wants; while the reader's own bytes come, none
+    /// that only lies near to what others waited for.
+    fn hold(&mut self) {
         let demands = !self.demands.is_empty();
+        let running = self.running.values();
+        let flowing =
+            (running.filter(|running| running.demanded > 0)).any(|running| running.flowing);
         for (id, running) in &mut self.running {
-            let hold = demands && running.priority == Priority::Background && running.demanded == 0;
+            let hold = running.demanded == 0
+                && match running.priority {
+                    Priority::Background => demands,
+                    Priority::Nearby => flowing,
+                    Priority::Predicted | Priority::Demand => false,
+                };
             if hold != running.held {
                 running.held = hold;
                 running.was_held |= hold;

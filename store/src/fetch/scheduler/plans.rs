@@ -101,7 +101,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     fn predict_chunk(&mut self, id: PlanId, layer: LayerKey, chunk: u32) -> Result<(), String> {
         if let Some(want) = self.layers[layer].wants.get_mut(&chunk) {
             want.plans.push(id);
-            if want.priority == Priority::Background {
+            if want.priority < Priority::Predicted {
                 want.priority = Priority::Predicted;
             }
             return Ok(());

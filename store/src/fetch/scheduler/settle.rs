@@ -69,6 +69,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let Some(running) = self.running.remove(&request) else {
             return;
         };
+        if running.priority == Priority::Nearby {
+            self.nearby_ended(running.bytes);
+        }
         let draw = self.jitter.draw();
         let failure = match result {
             Ok(()) => {
@@ -197,18 +200,21 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let attempts = match want.priority {
             Priority::Demand => self.limits.demand_attempts,
             Priority::Predicted | Priority::Background => self.limits.ahead_attempts,
+            // Nobody asked for it: whoever does is told what happens then.
+            Priority::Nearby => 0,
         };
         let (why, pause) = match failure {
-            Failure::Held => (String::new(), Some((Duration::ZERO, false))),
+            Failure::Held if attempts > 0 => (String::new(), Some((Duration::ZERO, false))),
+            Failure::Held => (String::new(), None),
             Failure::Store(why) => (why.clone(), None),
             Failure::Wrong(why) => {
                 want.wrong += 1;
-                let again = want.wrong < hosts.max(WRONG_FROM_ONE);
+                let again = attempts > 0 && want.wrong < hosts.max(WRONG_FROM_ONE);
                 (why.clone(), again.then_some((Duration::ZERO, false)))
             }
             Failure::Refused(Refusal { why, retry: None }, _) => {
                 want.refused += 1;
-                let again = want.refused < hosts;
+                let again = attempts > 0 && want.refused < hosts;
                 (why.clone(), again.then_some((Duration::ZERO, false)))
             }
             Failure::Refused(

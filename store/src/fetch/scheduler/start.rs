@@ -39,6 +39,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 || may_look_ahead
                     && (self.start_again(now)
                         || self.start_predicted(now)
+                        || self.start_nearby(now)
                         || self.start_background(now));
             if !started {
                 break;
@@ -255,7 +256,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     /// Asks for a range; every queued chunk inside goes along.
-    fn request(&mut self, layer: LayerKey, seed: u32, priority: Priority, growing: &Growing) {
+    pub(super) fn request(
+        &mut self,
+        layer: LayerKey,
+        seed: u32,
+        priority: Priority,
+        growing: &Growing,
+    ) {
         let id = self.next_request;
         self.next_request += 1;
         let range = growing.range();
@@ -298,6 +305,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 demanded,
                 held: false,
                 was_held: false,
+                flowing: false,
+                bytes: range.end - range.start,
             },
         );
         self.actions.push(Action::Request(Request {
@@ -318,7 +327,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     /// Whether the host that has a layer may be asked ahead of need.
-    fn may_ask(&mut self, layer: LayerKey, now: Duration) -> bool {
+    pub(super) fn may_ask(&mut self, layer: LayerKey, now: Duration) -> bool {
         let state = &self.layers[layer];
         let hosts = state.blob.hosts();
         let Some(host) = hosts.get(state.source % hosts.len().max(1)) else {
@@ -338,7 +347,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
-    fn bounds(&self) -> Bounds {
+    pub(super) fn bounds(&self) -> Bounds {
         Bounds {
             max_bytes: self.limits.max_request_bytes,
             max_gap: self.limits.max_gap_bytes,

@@ -10,6 +10,8 @@ pub struct LaneCounts {
     pub demand: u64,
     /// A plan wanted them first.
     pub predicted: u64,
+    /// They lay behind a chunk that somebody waited for.
+    pub nearby: u64,
     /// The rest.
     pub background: u64,
 }
@@ -62,6 +64,7 @@ impl LaneCounts {
         match priority {
             Priority::Demand => self.demand += 1,
             Priority::Predicted => self.predicted += 1,
+            Priority::Nearby => self.nearby += 1,
             Priority::Background => self.background += 1,
         }
     }

@@ -104,6 +104,7 @@ fn limits() -> Limits {
         max_ahead_requests: 4,
         max_request_bytes: 10_000,
         max_gap_bytes: 200,
+        nearby_bytes: 0,
         ..config::Fetch::default()
     })
 }

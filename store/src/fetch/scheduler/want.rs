@@ -126,6 +126,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     /// A reader waits for a chunk that is not present.
     pub(super) fn demand_chunk(
         &mut self,
+        now: Duration,
         id: DemandId,
         layer: LayerKey,
         chunk: u32,
@@ -140,6 +141,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let want = self.want(layer, chunk, first, Priority::Demand)?;
             want.demands.push(id);
             want.late = predicted;
+            let local = want.status == Status::Local;
+            if !predicted && !local {
+                self.missed(now, layer, chunk);
+            }
             return Ok(());
         };
         want.demands.push(id);

@@ -17,7 +17,11 @@ struct Store {
 
 impl Store {
     fn start() -> Self {
-        Self::with(&config::Fetch::default())
+        // What lies nearby has a test of its own.
+        Self::with(&config::Fetch {
+            nearby_bytes: 0,
+            ..config::Fetch::default()
+        })
     }
     fn with(config: &config::Fetch) -> Self {
         let metrics = Arc::new(Metrics::new());
@@ -205,6 +209,7 @@ async fn a_demand_is_served_while_everything_else_stands_still() {
     let store = Store::with(&config::Fetch {
         max_bytes_in_flight: 4 << 10,
         max_gap_bytes: 0,
+        nearby_bytes: 0,
         ..config::Fetch::default()
     });
     let layer = Memory::new(LayerFormat::ZstdChunked, &[4000; 200]);
@@ -247,4 +252,24 @@ async fn who_waits_when_the_store_stops_is_told() {
         .await;
     assert!(outcome.error.is_some());
     assert_eq!(store.fetcher.snapshot().await.layers.len(), 0);
+}
+
+#[tokio::test]
+async fn what_lies_behind_a_miss_comes_along_and_is_counted_apart() {
+    let store = Store::with(&config::Fetch::default());
+    let layer = Memory::new(LayerFormat::ZstdChunked, &[4000; 20]);
+    store.demand(&layer, 3..4).await.unwrap();
+    while store.chunks(Lane::Nearby) < 16 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    layer.assert_holds(3..20);
+    assert_eq!(
+        (store.requests(Lane::Demand), store.requests(Lane::Nearby)),
+        (1, 1)
+    );
+    assert_eq!(
+        (store.chunks(Lane::Demand), store.chunks(Lane::Background)),
+        (1, 0)
+    );
+    assert!(store.bytes(Lane::Nearby) > 0);
 }

@@ -193,10 +193,12 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..200),
         unproven in proptest::collection::vec((0..2_usize, 0..CHUNKS), 0..20),
         hosts in 1..3_usize,
+        nearby_bytes in prop_oneof![Just(0), Just(5000), Just(100_000)],
     ) {
         let mut blobs = vec![Fake::new("one", CHUNKS), Fake::new("two", CHUNKS)];
         blobs[1].zeros = 7;
-        let mut bench = Bench::new(limits(), blobs);
+        let limits = Limits { nearby_bytes, ..limits() };
+        let mut bench = Bench::new(limits, blobs);
         for blob in &bench.blobs {
             *blob.hosts.lock() = (0..hosts).map(|n| format!("host {n}")).collect();
         }
@@ -235,6 +237,7 @@ proptest! {
             prop_assert!(layer.wants.is_empty() && layer.queued.is_empty());
             prop_assert!(layer.planned.iter().all(|word| *word == 0));
         }
+        prop_assert_eq!(bench.scheduler.nearby.in_flight, 0);
         prop_assert!(bench.scheduler.running.is_empty());
         prop_assert!(bench.scheduler.demands.is_empty());
     }

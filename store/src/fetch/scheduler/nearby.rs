@@ -1,0 +1,139 @@
+//! What lies behind a chunk that nobody predicted: a start that is not known yet is likely to need it soon.
+//!
+//! Each such miss lets a window of bytes behind it be asked for, which doubles with every miss that follows soon. A miss
+//! costs the link's latency whatever it brings; with windows of about what the link carries in that time, a start that
+//! needs most of a layer takes at most twice as long as bringing all of it, and one that needs little brings little.
+//! Invariants: a plan that is being followed has the link for itself; at most one largest window is under way, so a
+//! slow link is asked for less; nothing here is asked for twice.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::{LayerKey, Priority, Scheduler};
+use crate::{
+    cache::ChunkState,
+    fetch::{origin::Blob, ranges::Growing},
+};
+
+/// The first window is this part of the largest.
+const FIRST: u64 = 64;
+/// A miss this long after the one before begins with the first window again.
+const FORGET: Duration = Duration::from_secs(10);
+/// Chunks looked at for one request at most: bounds the time of one `apply`.
+const SCAN: u32 = 4096;
+
+/// Layers with a window that is not used up, and what is under way.
+#[derive(Debug, Default)]
+pub(super) struct Missed {
+    layers: VecDeque<LayerKey>,
+    pub(super) in_flight: u64,
+}
+
+/// A layer's window.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Near {
+    /// Where the last miss lets the search begin.
+    next: u32,
+    /// Bytes that may still be asked for.
+    left: u64,
+    window: u64,
+    missed_at: Duration,
+}
+
+impl<B: Blob + ?Sized> Scheduler<B> {
+    /// A reader waits for a chunk that nobody had asked for before.
+    pub(super) fn missed(&mut self, now: Duration, layer: LayerKey, chunk: u32) {
+        let largest = self.limits.nearby_bytes;
+        if largest == 0 {
+            return;
+        }
+        let near = &mut self.layers[layer].near;
+        let soon = near.window > 0 && now.saturating_sub(near.missed_at) < FORGET;
+        near.window = if soon {
+            near.window.saturating_mul(2).min(largest)
+        } else {
+            (largest / FIRST).max(1)
+        };
+        near.left = near.window;
+        near.next = chunk.saturating_add(1);
+        near.missed_at = now;
+        if !self.nearby.layers.contains(&layer) {
+            self.nearby.layers.push_back(layer);
+        }
+    }
+
+    /// Starts one request of a window; false if there is none to start.
+    pub(super) fn start_nearby(&mut self, now: Duration) -> bool {
+        if self.nearby.layers.is_empty() || self.plans.iter().any(|plan| plan.open > 0) {
+            return false;
+        }
+        while let Some(layer) = self.nearby.layers.front().copied() {
+            if self.nearby.in_flight >= self.limits.nearby_bytes {
+                return false;
+            }
+            if self.layers[layer].near.left > 0 && self.may_ask(layer, now) && self.ask_near(layer)
+            {
+                self.nearby.layers.rotate_left(1);
+                return true;
+            }
+            self.nearby.layers.pop_front();
+        }
+        false
+    }
+
+    /// Asks for the next missing chunks of a layer's window; false if there are none.
+    fn ask_near(&mut self, layer: LayerKey) -> bool {
+        let mut bounds = self.bounds();
+        bounds.max_bytes = bounds.max_bytes.min(self.layers[layer].near.left);
+        let count = self.layers[layer].blob.chunk_count();
+        let mut next = self.layers[layer].near.next;
+        let mut growing: Option<(Growing, u32)> = None;
+        for _ in 0..SCAN {
+            let state = &self.layers[layer];
+            if next >= count {
+                break;
+            }
+            let missing = state.blob.state(next) == ChunkState::Missing
+                && !state.wants.contains_key(&next)
+                && !self.is_planned(layer, next);
+            let state = &self.layers[layer];
+            let known = missing.then(|| state.blob.chunk(next).ok()).flatten();
+            // What needs no network costs its reader nothing; what cannot be had is the reader's to hear of.
+            let Some(chunk) = known.filter(|chunk| !chunk.zeros) else {
+                next += 1;
+                continue;
+            };
+            if let Some((growing, _)) = &mut growing {
+                if !growing.take(&chunk.span) {
+                    break;
+                }
+            } else if chunk.span.end - chunk.span.start > bounds.max_bytes {
+                break;
+            } else {
+                growing = Some((Growing::new(chunk.span, bounds), next));
+            }
+            if self
+                .want(layer, next, Priority::Nearby, Priority::Nearby)
+                .is_err()
+            {
+                break;
+            }
+            next += 1;
+        }
+        let near = &mut self.layers[layer].near;
+        near.next = next;
+        let Some((growing, seed)) = growing else {
+            near.left = 0;
+            return false;
+        };
+        let bytes = growing.range().end - growing.range().start;
+        near.left = near.left.saturating_sub(bytes);
+        self.nearby.in_flight += bytes;
+        self.request(layer, seed, Priority::Nearby, &growing);
+        true
+    }
+
+    /// A request of a window is over.
+    pub(super) fn nearby_ended(&mut self, bytes: u64) {
+        self.nearby.in_flight = self.nearby.in_flight.saturating_sub(bytes);
+    }
+}
