@@ -13,6 +13,7 @@ pub mod inode;
 mod names;
 mod nodes;
 mod ops;
+mod reading;
 mod tree;
 mod warm;
 
@@ -91,6 +92,7 @@ pub fn serve(parts: Parts, mounts: &Mounts) -> Result<Served, MountError> {
     let parts = Arc::new(parts);
     let adopt = mounts.adopt;
     let device = |name| mounts.device(name);
+    let reading = Arc::<reading::Reading>::default();
     let control = control::Control::new(&parts);
     let control = session::start(
         control,
@@ -98,9 +100,9 @@ pub fn serve(parts: Parts, mounts: &Mounts) -> Result<Served, MountError> {
         device(MountName::Control)?,
         adopt,
     )?;
-    let plain = data::Data::new(&parts, DataMount::Plain);
+    let plain = data::Data::new(&parts, &reading, DataMount::Plain);
     let plain = session::start(plain, MountName::Plain, device(MountName::Plain)?, adopt)?;
-    let xattr = data::Data::new(&parts, DataMount::Xattr);
+    let xattr = data::Data::new(&parts, &reading, DataMount::Xattr);
     let xattr = session::start(xattr, MountName::Xattr, device(MountName::Xattr)?, adopt)?;
     if !mounts.adopt {
         for mount in mounts.all() {
@@ -118,7 +120,7 @@ pub fn serve(parts: Parts, mounts: &Mounts) -> Result<Served, MountError> {
     }
     mounts.serving()?;
     Ok(Served {
-        warm: Warm::new(plain.notifier.clone(), xattr.notifier.clone()),
+        warm: Warm::new(plain.notifier.clone(), xattr.notifier.clone(), reading),
         sessions: vec![control, plain, xattr],
     })
 }

@@ -16,6 +16,7 @@ use super::{
     attr::{self, FOREVER},
     errno::{AlsError, chain},
     ops::Ops,
+    reading::{Reading, Waits},
     tree::{Extent, Found, Place, Tree},
 };
 use crate::{
@@ -28,12 +29,13 @@ use crate::{
 pub(crate) struct Data {
     tree: Tree,
     parts: Arc<Parts>,
+    reading: Arc<Reading>,
     ops: Ops,
     name: MountName,
 }
 
 impl Data {
-    pub(crate) fn new(parts: &Arc<Parts>, mount: DataMount) -> Self {
+    pub(crate) fn new(parts: &Arc<Parts>, reading: &Arc<Reading>, mount: DataMount) -> Self {
         let name = match mount {
             DataMount::Plain => MountName::Plain,
             DataMount::Xattr => MountName::Xattr,
@@ -45,6 +47,7 @@ impl Data {
             },
             ops: Ops::new(&parts.metrics, name),
             parts: Arc::clone(parts),
+            reading: Arc::clone(reading),
             name,
         }
     }
@@ -100,6 +103,7 @@ fn with_buffer<R>(len: usize, use_it: impl FnOnce(&mut [u8]) -> R) -> R {
 /// Answers a READ that has to wait.
 async fn read_later(
     parts: Arc<Parts>,
+    (reading, waits): (Arc<Reading>, Waits),
     layer: Arc<Layer>,
     node: NodeId,
     offset: u64,
@@ -118,12 +122,13 @@ async fn read_later(
     parts.metrics.stall_microseconds.inc_by(waited);
     match brought {
         Ok(buffer) => reply.data(&buffer),
-        Err(error) if error.is_stopping() => leave_unanswered(reply),
+        Err(error) if error.is_stopping() && !reading.answers_all() => leave_unanswered(reply),
         Err(error) => {
             read_failed(&parts, &layer, node, offset, &error);
             reply.error(error.errno());
         }
     }
+    drop(waits);
 }
 
 /// The kernel hands the request to whoever adopts the connection, or ends it when nobody does.
@@ -269,9 +274,9 @@ impl Filesystem for Data {
         if !layer.cache.all_present(extent.chunks.clone()) {
             self.parts.metrics.cache_misses.inc();
             let parts = Arc::clone(&self.parts);
-            self.parts
-                .runtime
-                .spawn(read_later(parts, layer, node, offset, extent, reply));
+            let reading = (Arc::clone(&self.reading), self.reading.waits(ino.0));
+            let later = read_later(parts, reading, layer, node, offset, extent, reply);
+            self.parts.runtime.spawn(later);
             return;
         }
         self.parts.metrics.cache_hits.inc();

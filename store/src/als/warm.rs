@@ -1,10 +1,10 @@
 //! Filling the kernel's page cache before anybody reads.
 
-use std::io;
+use std::{io, sync::Arc, time::Duration};
 
 use fuser::{INodeNo, Notifier};
 
-use super::inode::Inode;
+use super::{inode::Inode, reading::Reading};
 use crate::{
     format::NodeId,
     image::{DataMount, Layer},
@@ -15,6 +15,7 @@ use crate::{
 pub struct Warm {
     plain: Notifier,
     xattr: Notifier,
+    reading: Arc<Reading>,
 }
 
 /// A page as FUSE counts them.
@@ -24,18 +25,29 @@ const PAGE: u64 = 4096;
 const STORE_PIECE: usize = 1 << 20;
 
 impl Warm {
-    pub(crate) const fn new(plain: Notifier, xattr: Notifier) -> Self {
-        Self { plain, xattr }
+    pub(crate) const fn new(plain: Notifier, xattr: Notifier, reading: Arc<Reading>) -> Self {
+        Self {
+            plain,
+            xattr,
+            reading,
+        }
+    }
+
+    /// No pages are stored any more. Waits until those under way are, for at most `patience`; then READs that hold them
+    /// up are answered with EIO when the fetcher stops. For a store that stops, before its fetcher does.
+    pub async fn close(&self, patience: Duration) {
+        self.reading.close(patience).await;
     }
 
     /// Stores verified bytes of a file into its pages. `offset` must be the start of a page; a page that `bytes` do
-    /// not fill is left out, except the one at the file's end. Returns how many bytes were given to the kernel. An
-    /// inode the kernel has not looked up yet silently takes nothing.
+    /// not fill is left out, except the one at the file's end. Returns how many bytes were given to the kernel:
+    /// none while a READ of the file waits for its chunks. An inode the kernel has not looked up yet silently takes
+    /// nothing.
     ///
     /// Blocks where a READ of one of the pages is under way: call it on a thread for blocking work, holding no lock.
     ///
     /// # Errors
-    /// The node is not in the layer, `offset` is not the start of a page, or the kernel refuses.
+    /// The node is not in the layer, `offset` is not the start of a page, the kernel refuses, or the store is stopping.
     pub fn store(
         &self,
         layer: &Layer,
@@ -77,7 +89,14 @@ impl Warm {
         };
         let mut at = offset;
         for piece in bytes[..usize::try_from(len).unwrap_or(0)].chunks(STORE_PIECE) {
-            notifier.store(INodeNo(ino), at, piece).map_err(failed)?;
+            let stored = self
+                .reading
+                .store(ino, || notifier.store(INodeNo(ino), at, piece));
+            match stored {
+                None => return Err(WarmError::Stopping),
+                Some(None) => break,
+                Some(Some(stored)) => stored.map_err(failed)?,
+            }
             at += piece.len() as u64;
         }
         Ok(at - offset)
@@ -101,6 +120,9 @@ pub enum WarmError {
         /// Where they start.
         offset: u64,
     },
+    /// No pages are stored any more.
+    #[error("the store is stopping")]
+    Stopping,
     /// The kernel refused.
     #[error("the kernel takes no pages of node {node} of layer {slot}: {source}")]
     Kernel {

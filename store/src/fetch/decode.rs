@@ -1,7 +1,5 @@
 //! Compressed bytes -> chunks whose digests match. Nothing else may be committed.
 
-use std::io::Read as _;
-
 use crate::{
     digest::Digest,
     format::{Chunk, LayerFormat},
@@ -24,7 +22,7 @@ pub(super) enum DecodeError {
     /// The codec refuses them.
     #[error("they cannot be decoded: {0}")]
     Codec(String),
-    /// They decode to fewer or more bytes than the TOC says.
+    /// They decode to fewer bytes than the TOC says.
     #[error("they decode to {found} bytes instead of {expected}")]
     Length {
         /// What the TOC says.
@@ -62,7 +60,7 @@ impl Decoders {
         })
     }
 
-    /// Decodes chunks that share one span and hands each, verified or not, to `done` in the given order.
+    /// Decodes chunks that share one span, once, and hands each, verified or not, to `done` in the given order.
     pub(super) fn chunks(
         &mut self,
         format: LayerFormat,
@@ -71,21 +69,26 @@ impl Decoders {
         mut done: impl FnMut(&Chunk, Result<&[u8], DecodeError>),
     ) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let last = chunks
-            .iter()
-            .max_by_key(|chunk| chunk.skip.saturating_add(chunk.len));
-        if let Some(last) = last {
-            let decoded = self.decode(format, span, last, &mut scratch);
-            for chunk in chunks {
-                let verified = match &decoded {
-                    Ok(()) => verify(&scratch, chunk),
-                    // One that reaches less far may be good: one bad chunk must not take the others with it.
-                    Err(_) => self
-                        .decode(format, span, chunk, &mut scratch)
-                        .and_then(|()| verify(&scratch, chunk)),
-                };
-                done(chunk, verified);
-            }
+        // A chunk that reaches further than any stream may is refused alone: the others do not need so much.
+        let reach = |chunk: &Chunk| {
+            let end = chunk.skip.checked_add(chunk.len)?;
+            usize::try_from(end).ok().filter(|_| end <= MAX_DECODED)
+        };
+        let want = chunks.iter().filter_map(reach).max().unwrap_or(0);
+        let (filled, error) = self.fill(format, span, want, &mut scratch);
+        for chunk in chunks {
+            let verified = match reach(chunk) {
+                None => Err(DecodeError::TooLarge(chunk.len)),
+                Some(end) if end <= filled => verify(&scratch, chunk),
+                Some(end) => Err(match &error {
+                    Some(error) => DecodeError::Codec(error.clone()),
+                    None => DecodeError::Length {
+                        expected: end,
+                        found: filled,
+                    },
+                }),
+            };
+            done(chunk, verified);
         }
         if scratch.len() > KEEP {
             scratch = Vec::new();
@@ -93,62 +96,54 @@ impl Decoders {
         self.scratch = scratch;
     }
 
-    /// Fills the beginning of `out` with at least `chunk.skip + chunk.len` decoded bytes.
-    fn decode(
+    /// Fills the beginning of `out` with `want` decoded bytes, or as many as there are; with what stopped it, if the
+    /// bytes are damaged there.
+    fn fill(
         &mut self,
         format: LayerFormat,
         span: &[u8],
-        chunk: &Chunk,
+        want: usize,
         out: &mut Vec<u8>,
-    ) -> Result<(), DecodeError> {
-        let too_large = DecodeError::TooLarge(chunk.len);
-        let end = chunk.skip.checked_add(chunk.len);
-        let end = end.filter(|end| *end <= MAX_DECODED);
-        let Some(want) = end.and_then(|end| usize::try_from(end).ok()) else {
-            return Err(too_large);
-        };
+    ) -> (usize, Option<String>) {
+        // At once where the span is what most writers leave: one stream with little behind the chunk.
         match format {
-            LayerFormat::Estargz => self.gzip(span, want, out),
+            LayerFormat::Estargz => {
+                grow(out, want + SLACK);
+                let found = self.gzip.gzip_decompress(span, &mut out[..want + SLACK]);
+                if found.is_ok_and(|found| found >= want) {
+                    return (want, None);
+                }
+                // More members follow, or the member holds more than the slack, or it is damaged.
+                stream(flate2::read::MultiGzDecoder::new(span), &mut out[..want])
+            }
             LayerFormat::ZstdChunked => {
                 grow(out, want);
-                let found = self
-                    .zstd
-                    .decompress_to_buffer(span, &mut out[..want])
-                    .map_err(|error| DecodeError::Codec(error.to_string()))?;
-                exactly(want, found)
-            }
-        }
-    }
-
-    fn gzip(&mut self, span: &[u8], want: usize, out: &mut Vec<u8>) -> Result<(), DecodeError> {
-        use libdeflater::DecompressionError::{BadData, InsufficientSpace};
-        grow(out, want + SLACK);
-        match self.gzip.gzip_decompress(span, &mut out[..want + SLACK]) {
-            Ok(found) if found >= want => Ok(()),
-            // More members follow, or the member holds more than the slack: both are rare.
-            Ok(_) | Err(InsufficientSpace) => {
-                let mut filled = 0;
-                let mut stream = flate2::read::MultiGzDecoder::new(span);
-                while filled < want {
-                    match stream.read(&mut out[filled..want]) {
-                        Ok(0) => break,
-                        Ok(n) => filled += n,
-                        Err(error) => return Err(DecodeError::Codec(error.to_string())),
-                    }
+                let found = self.zstd.decompress_to_buffer(span, &mut out[..want]);
+                if found.is_ok_and(|found| found == want) {
+                    return (want, None);
                 }
-                exactly(want, filled)
+                // The frame goes on behind the chunk: stargz-snapshotter's writer ends a frame only where the next
+                // file's content begins, with the headers between them inside.
+                match zstd::stream::read::Decoder::with_buffer(span) {
+                    Ok(decoder) => stream(decoder, &mut out[..want]),
+                    Err(error) => (0, Some(error.to_string())),
+                }
             }
-            Err(BadData) => Err(DecodeError::Codec("damaged gzip data".to_owned())),
         }
     }
 }
 
-fn exactly(expected: usize, found: usize) -> Result<(), DecodeError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(DecodeError::Length { expected, found })
+/// Reads until `out` is full, the stream ends or is damaged; the bytes read, and the damage.
+fn stream(mut stream: impl std::io::Read, out: &mut [u8]) -> (usize, Option<String>) {
+    let mut filled = 0;
+    while filled < out.len() {
+        match stream.read(&mut out[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) => return (filled, Some(error.to_string())),
+        }
     }
+    (filled, None)
 }
 
 fn grow(buffer: &mut Vec<u8>, len: usize) {

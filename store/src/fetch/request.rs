@@ -2,7 +2,7 @@
 //!
 //! Permits bound what is in memory: one is taken before a chunk's bytes are read and given back when it is stored.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, watch};
@@ -138,6 +138,12 @@ fn groups(request: &Request<dyn Origin>) -> (VecDeque<Group>, Vec<(u32, String)>
     (groups, lost)
 }
 
+/// A group's bytes may take this long whatever their number: what a registry needs to find them.
+const SLOW_START: Duration = Duration::from_secs(20);
+/// And a second for each so many. Who sends more slowly, byte by byte, would keep readers and memory for as long as it
+/// likes.
+const SLOWEST: u64 = 16 << 10;
+
 /// Reads the body; groups that were complete are taken out of `groups` and handed to the pool.
 async fn read(
     request: &Request<dyn Origin>,
@@ -146,10 +152,14 @@ async fn read(
     events: &UnboundedSender<Event>,
     groups: &mut VecDeque<Group>,
 ) -> Result<(), Refusal> {
-    let mut meter = Meter::new(request, Arc::clone(&shared.metrics));
-    let mut body: Option<Box<dyn Body>> = None;
-    let mut position = request.range.start;
-    let mut rest = Bytes::new();
+    let mut stream = Stream {
+        request,
+        events,
+        meter: Meter::new(request, Arc::clone(&shared.metrics)),
+        body: None,
+        position: request.range.start,
+        rest: Bytes::new(),
+    };
     let budget = match request.lane {
         Lane::Demand => &shared.demand_budget,
         _ => &shared.ahead_budget,
@@ -158,39 +168,17 @@ async fn read(
         // Only here, where no permit is held: a body that stands still must not keep others from moving.
         let _ = hold.wait_for(|hold| !*hold).await;
         let permit = budget.take(group.cost()).await;
-        let body = match &mut body {
-            Some(body) => body,
-            None => {
-                let range = request.range.clone();
-                let opened = request.blob.open(request.source, range).await?;
-                if request.lane == Lane::Demand {
-                    let request = request.id;
-                    let _ = events.send(Event::Flowing { request });
-                }
-                body.insert(opened)
-            }
-        };
-        let mut span = Vec::new();
-        while position < group.span.end {
-            if rest.is_empty() {
-                rest = next_piece(body.as_mut(), position, &request.range).await?;
-                meter.count(rest.len() as u64);
-            }
-            let before = group.span.start.saturating_sub(position);
-            let dropped = rest.split_to(at_most(rest.len(), before));
-            position += dropped.len() as u64;
-            let wanted = (group.span.end - position).min(group.span.end - group.span.start);
-            if position >= group.span.start {
-                let taken = rest.split_to(at_most(rest.len(), wanted));
-                position += taken.len() as u64;
-                if span.is_empty() && taken.len() as u64 == group.span.end - group.span.start {
-                    // Usual for small chunks: it came in one piece.
-                    span = Vec::from(taken);
-                } else {
-                    span.extend_from_slice(&taken);
-                }
-            }
-        }
+        let bytes = group.span.end.saturating_sub(stream.position);
+        let allowed = SLOW_START + Duration::from_secs(bytes / SLOWEST);
+        let span = tokio::time::timeout(allowed, stream.group(group))
+            .await
+            .map_err(|_| Refusal {
+                why: format!(
+                    "{bytes} bytes of the layer did not come within {} s",
+                    allowed.as_secs()
+                ),
+                retry: Some(Duration::ZERO),
+            })??;
         if let Some(group) = groups.pop_front() {
             let job = DecodeJob {
                 blob: Arc::clone(&request.blob),
@@ -211,13 +199,71 @@ async fn read(
                 .submit(urgent, Box::new(move |decoders| job.run(decoders)));
         }
     }
-    // Taken to its end, the connection can be used again; all that was wanted is here.
-    if let Some(body) = &mut body {
-        while let Some(Ok(piece)) = body.next().await {
-            meter.count(piece.len() as u64);
-        }
-    }
+    stream.drain().await;
     Ok(())
+}
+
+/// A request's body and how far it was read.
+struct Stream<'a> {
+    request: &'a Request<dyn Origin>,
+    events: &'a UnboundedSender<Event>,
+    meter: Meter,
+    body: Option<Box<dyn Body>>,
+    position: u64,
+    /// Read and not used.
+    rest: Bytes,
+}
+
+impl Stream<'_> {
+    /// The bytes of the next group; what lies before it is thrown away.
+    async fn group(&mut self, group: &Group) -> Result<Vec<u8>, Refusal> {
+        let body = match &mut self.body {
+            Some(body) => body,
+            None => {
+                let range = self.request.range.clone();
+                let opened = self.request.blob.open(self.request.source, range).await?;
+                if self.request.lane == Lane::Demand {
+                    let request = self.request.id;
+                    let _ = self.events.send(Event::Flowing { request });
+                }
+                self.body.insert(opened)
+            }
+        };
+        let mut span = Vec::new();
+        while self.position < group.span.end {
+            if self.rest.is_empty() {
+                self.rest = next_piece(body.as_mut(), self.position, &self.request.range).await?;
+                self.meter.count(self.rest.len() as u64);
+            }
+            let before = group.span.start.saturating_sub(self.position);
+            let dropped = self.rest.split_to(at_most(self.rest.len(), before));
+            self.position += dropped.len() as u64;
+            let wanted = (group.span.end - self.position).min(group.span.end - group.span.start);
+            if self.position >= group.span.start {
+                let taken = self.rest.split_to(at_most(self.rest.len(), wanted));
+                self.position += taken.len() as u64;
+                if span.is_empty() && taken.len() as u64 == group.span.end - group.span.start {
+                    // Usual for small chunks: it came in one piece.
+                    span = Vec::from(taken);
+                } else {
+                    span.extend_from_slice(&taken);
+                }
+            }
+        }
+        Ok(span)
+    }
+
+    /// Takes the body to its end, so that the connection can be used again; all that was wanted is here.
+    async fn drain(&mut self) {
+        let Some(body) = &mut self.body else { return };
+        let rest = async {
+            while let Some(Ok(piece)) = body.next().await {
+                self.meter.count(piece.len() as u64);
+            }
+        };
+        // A connection that does not end soon is not worth the wait.
+        let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
+    }
 }
 
 async fn next_piece(
@@ -235,7 +281,7 @@ async fn next_piece(
                         "the answer ended at byte {position} instead of {}",
                         range.end
                     ),
-                    retry: Some(std::time::Duration::ZERO),
+                    retry: Some(Duration::ZERO),
                 });
             }
         }

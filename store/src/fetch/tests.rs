@@ -41,6 +41,8 @@ enum Answer {
     Gone,
     /// The first piece, and then nothing until the gate is opened.
     Stall,
+    /// A byte every quarter of a minute.
+    Drip,
 }
 
 /// A layer in memory.
@@ -203,6 +205,7 @@ impl Origin for Memory {
                 Answer::Stall => {
                     self.gate.acquire().await.unwrap().forget();
                 }
+                Answer::Drip => return Ok(Box::new(Dripping) as Box<dyn Body>),
                 Answer::Good | Answer::Flipped | Answer::Half => {}
             }
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
@@ -266,5 +269,18 @@ impl Body for Pieces {
             None => None,
         };
         Box::pin(std::future::ready(next))
+    }
+}
+
+/// See [`Answer::Drip`].
+#[derive(Debug)]
+struct Dripping;
+
+impl Body for Dripping {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, Refusal>>> {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            Some(Ok(Bytes::from_static(b"x")))
+        })
     }
 }

@@ -80,18 +80,16 @@ fn chunks_that_share_a_span_are_cut_out_of_it() {
 }
 
 #[test]
-fn a_frame_must_have_exactly_the_length() {
+fn a_frame_may_hold_more_than_the_chunk_and_never_less() {
     let bytes = content(1, 5000);
+    for extra in [0, 1, 512, 3 << 20] {
+        let mut frame = bytes.clone();
+        frame.extend(content(2, extra));
+        let frame = zstd::bulk::compress(&frame, 3).unwrap();
+        let decoded = decode(ZstdChunked, &frame, &chunk(&bytes, 0)).unwrap();
+        assert_eq!(decoded, bytes, "{extra} bytes more");
+    }
     let frame = zstd::bulk::compress(&bytes, 3).unwrap();
-    assert_eq!(
-        decode(ZstdChunked, &frame, &chunk(&bytes, 0)).unwrap(),
-        bytes
-    );
-    let short = chunk(&bytes[..4999], 0);
-    assert!(matches!(
-        decode(ZstdChunked, &frame, &short),
-        Err(DecodeError::Codec(_))
-    ));
     let mut long = chunk(&bytes, 0);
     long.len += 1;
     assert!(matches!(
@@ -101,6 +99,43 @@ fn a_frame_must_have_exactly_the_length() {
             found: 5000
         })
     ));
+}
+
+#[test]
+fn one_chunk_behind_the_end_does_not_take_the_others_with_it() {
+    let bytes = content(1, 5000);
+    for (format, span) in [
+        (Estargz, gzip(&bytes)),
+        (ZstdChunked, zstd::bulk::compress(&bytes, 3).unwrap()),
+    ] {
+        let mut chunks: Vec<Chunk> = (0..5000).map(|at| chunk(&bytes[at..=at], at)).collect();
+        chunks.push(chunk(&bytes[..2], 4999));
+        let mut endless = chunk(&bytes[..2], 0);
+        endless.len = u64::MAX;
+        chunks.push(endless);
+        let mut good = 0;
+        let mut bad = Vec::new();
+        Decoders::new()
+            .unwrap()
+            .chunks(format, &span, &chunks, |_, decoded| match decoded {
+                Ok(_) => good += 1,
+                Err(error) => bad.push(error),
+            });
+        assert_eq!(good, 5000);
+        assert!(
+            matches!(
+                bad[..],
+                [
+                    DecodeError::Length {
+                        expected: 5001,
+                        found: 5000
+                    },
+                    DecodeError::TooLarge(u64::MAX)
+                ]
+            ),
+            "{bad:?}"
+        );
+    }
 }
 
 #[test]

@@ -203,7 +203,7 @@ async fn a_plan_that_fails_in_part_says_so_and_brings_the_rest() {
     layer.assert_holds([]);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_demand_is_served_while_everything_else_stands_still() {
     // The background has memory for one chunk, which never comes: a demand still gets through.
     let store = Store::with(&config::Fetch {
@@ -226,6 +226,15 @@ async fn a_demand_is_served_while_everything_else_stands_still() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     layer.assert_holds(0..200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_drips_is_given_up() {
+    let store = Store::start();
+    let layer = Memory::new(LayerFormat::ZstdChunked, &[4000]);
+    layer.answer([Answer::Drip]);
+    store.demand(&layer, 0..1).await.unwrap();
+    assert_eq!(layer.requests(), 2);
 }
 
 #[tokio::test]
