@@ -71,10 +71,14 @@ impl Cli {
             Command::Mount(_) | Command::Serve(_) | Command::Watch(_)
         );
         log::init(self.log.as_deref(), self.log_format, service)?;
+        if let Command::Warm(args) = &self.command {
+            // Told all it needs; a file that is malformed by now must not keep starts cold.
+            return warm::run(args);
+        }
         let config = config::load(self.config.as_deref())?;
         match self.command {
             Command::Mount(args) => mount::run(&args, &config),
-            Command::Warm(args) => warm::run(&args, &config),
+            Command::Warm(args) => warm::run(&args),
             Command::Serve(args) => serve::run(&args, config, self.config),
             Command::Watch(args) => wait(watch::run(&args, &config)),
             Command::Profile(args) => wait(profile::run(&args, &config)),

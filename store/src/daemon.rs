@@ -18,7 +18,7 @@ use crate::{
     image::{Images, LookupError},
     metrics::Metrics,
     mount::{
-        MountError, Paths,
+        MountError, Mounts, Paths,
         client::{self, HolderCommand},
     },
     prefetch::{self, Prefetcher},
@@ -26,8 +26,10 @@ use crate::{
 };
 use forelayer_profiler::{profiles::ProfileError, protocol::StoreEvent};
 
-/// How long the parts may take to stop; the whole stop has 5 s.
-const STOP_WAIT: Duration = Duration::from_secs(3);
+/// How long the whole stop may take; who calls it waits for 5 s.
+const STOP_WAIT: Duration = Duration::from_millis(4500);
+/// Of that, what pages on their way into the page cache may take.
+const PAGES_WAIT: Duration = Duration::from_secs(1);
 
 /// What the process knows and the configuration does not say.
 #[derive(Debug, Clone)]
@@ -78,6 +80,9 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
+    /// The scheduler is gone; nothing that is not here yet can be read.
+    #[error("the fetcher ended; its message is above. Start the store again")]
+    FetcherEnded,
     /// Somebody unmounted it.
     #[error(
         "the {mount} mount ended: {why}; running containers lose its layers. Start the store again"
@@ -107,6 +112,29 @@ pub async fn run(
     }
     make_dir(&config.state_dir)?;
     make_dir(&config.run_dir)?;
+    // The mounts before anything of the state is opened: they are what only one store at a time can have.
+    let paths = Paths::new(&config);
+    let holder = environment.holder.clone();
+    let mut mounts = Some(blocking(move || client::connect(&paths, holder.as_ref())).await??);
+    let outcome = with_mounts(config, environment, stop, &mut mounts).await;
+    if let Some(mounts) = mounts {
+        // It went wrong before they were stopped: mounts that nobody serves would hang every engine.
+        stop_mounts(mounts).await?;
+    }
+    outcome
+}
+
+/// Everything of [`run`] that needs the mounts; takes them when it stops them.
+async fn with_mounts(
+    config: Config,
+    environment: Environment,
+    stop: CancellationToken,
+    mounts: &mut Option<Mounts>,
+) -> Result<(), DaemonError> {
+    let devices = mounts
+        .as_ref()
+        .map(Mounts::data_devices)
+        .unwrap_or_default();
     let metrics = Arc::new(Metrics::new());
     let cache = Arc::new(Cache::open(&config.state_dir)?);
     let client = registry::Client::new(&config.registry, Arc::clone(&metrics))?;
@@ -132,9 +160,6 @@ pub async fn run(
         source,
     })?;
 
-    let paths = Paths::new(&config);
-    let holder = environment.holder.clone();
-    let mounts = blocking(move || client::connect(&paths, holder.as_ref())).await??;
     let hub = Arc::new(WitnessHub::new(
         config.witness.attach_wait,
         Arc::clone(&metrics),
@@ -150,10 +175,14 @@ pub async fn run(
         state_dir: config.state_dir.clone(),
         attach_wait: config.witness.attach_wait,
     };
-    let (served, mounts) =
-        blocking(move || als::serve(parts, &mounts).map(|served| (served, mounts))).await??;
+    let Some(held) = mounts.take() else {
+        return Ok(());
+    };
+    let (served, held) = blocking(move || (als::serve(parts, &held), held)).await?;
+    *mounts = Some(held);
+    let served = served?;
     hub.set_hello(StoreEvent::Hello {
-        devices: mounts.data_devices(),
+        devices,
         layers_dir: config.layers_dir(),
     });
 
@@ -210,19 +239,26 @@ pub async fn run(
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         (mount, why) = served.ended() => Err(DaemonError::MountEnded { mount: mount.as_str(), why }),
+        () = fetcher.stopped() => Err(DaemonError::FetcherEnded),
     };
     notify(&[sd_notify::NotifyState::Stopping]);
+    let deadline = tokio::time::Instant::now() + STOP_WAIT;
     stop.cancel();
     tasks.close();
-    if tokio::time::timeout(STOP_WAIT, tasks.wait()).await.is_err() {
+    // A third of the time for each of those that others may hold up.
+    if tokio::time::timeout(STOP_WAIT / 3, tasks.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!("some connections of the control socket did not end in time");
     }
+    served.warm.close(PAGES_WAIT).await;
     // First the mounts: while they are served, somebody may wait for a chunk.
-    if let Err(error) = blocking(move || mounts.stop()).await? {
-        tracing::warn!(%error, "the mounts stay");
+    if let Some(mounts) = mounts.take() {
+        stop_mounts(mounts).await?;
     }
     fetch_stop.cancel();
-    if tokio::time::timeout(STOP_WAIT, fetcher.stopped())
+    if tokio::time::timeout_at(deadline, fetcher.stopped())
         .await
         .is_err()
     {
@@ -231,6 +267,13 @@ pub async fn run(
     blocking(move || cache.close()).await??;
     tracing::info!("stopped");
     outcome
+}
+
+async fn stop_mounts(mounts: Mounts) -> Result<(), DaemonError> {
+    if let Err(error) = blocking(move || mounts.stop()).await? {
+        tracing::warn!(%error, "the mounts stay");
+    }
+    Ok(())
 }
 
 /// What happens when an engine looks an image up: its plan starts, and the rest of it follows.

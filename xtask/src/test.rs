@@ -14,6 +14,7 @@ use forelayer_tests::engine::{cache, environment};
 
 use crate::{apt::Unavailable, build_ebpf, vm};
 
+mod demo;
 mod deny;
 
 /// Arguments of `cargo xtask test`.
@@ -41,6 +42,8 @@ enum Suite {
     Environment,
     /// The store under Podman 4.3.1 and 5.4.2
     Engine,
+    /// The demo: its table, and what it says where it cannot run
+    Demo,
     /// Whether the committed eBPF object is what the sources build
     Ebpf,
     /// The witness and FUSE on Linux 6.1 and 6.12, in virtual machines
@@ -131,14 +134,24 @@ fn run_suite(suite: Suite, context: &Context) -> Result<Outcome> {
             build_ebpf::Checked::Same => Outcome::Passed,
             build_ebpf::Checked::Ignored(reason) => Outcome::Skipped(reason),
         }),
+        Suite::Demo => demo::run(),
         Suite::Vm => match vm::run() {
+            Ok(missing) if !missing.is_empty() => Ok(Outcome::Skipped(missing)),
             Ok(_) => Ok(Outcome::Passed),
             Err(error) => match error.downcast::<Unavailable>() {
                 Ok(Unavailable(reason)) => Ok(Outcome::Skipped(reason)),
                 Err(error) => Err(error),
             },
         },
-        Suite::Format => check(&mut context.cargo(&["fmt", "--all", "--check"])),
+        Suite::Format => {
+            check(&mut context.cargo(&["fmt", "--all", "--check"]))?;
+            // Workspaces of their own.
+            for manifest in ["ebpf/Cargo.toml", "fuzz/Cargo.toml"] {
+                let arguments = ["fmt", "--manifest-path", manifest, "--check"];
+                check(&mut context.cargo(&arguments))?;
+            }
+            Ok(Outcome::Passed)
+        }
         Suite::Lint => check(&mut context.cargo(&[
             "clippy",
             "--workspace",

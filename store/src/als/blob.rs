@@ -103,6 +103,10 @@ pub(crate) fn open(parts: &Arc<Parts>, layer: Arc<Layer>) -> mpsc::UnboundedSend
             match answer(&parts, &layer, &mut spool, read.offset, read.len).await {
                 Ok(bytes) => read.reply.data(&bytes),
                 Err(error) => {
+                    if matches!(error, BlobError::Spool { .. }) {
+                        // What was hashed is not what was kept: from the beginning.
+                        spool = None;
+                    }
                     parts.metrics.read_errors.inc();
                     tracing::error!(
                         blob = %layer.blob(),
@@ -196,6 +200,11 @@ impl Spool {
                     let wait = match &error {
                         BlobError::Registry { source, .. } => source.retry(),
                         BlobError::Short { .. } => Some(RETRY_DELAY),
+                        BlobError::Fetch { source, .. }
+                            if !matches!(source, FetchError::Stopping) =>
+                        {
+                            Some(RETRY_DELAY)
+                        }
                         _ => None,
                     };
                     let Some(wait) = wait.filter(|_| failures < ATTEMPTS) else {

@@ -89,6 +89,8 @@ impl Reading {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
     use std::sync::mpsc;
 
     use super::*;

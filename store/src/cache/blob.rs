@@ -102,8 +102,10 @@ impl BlobCache {
         if rewrite {
             // In this epoch's file, so that what is proved from now on stays proved; and damage must not be seen as
             // harmless by the next start.
-            disk.replace(&present_path, &presence.file(&header), false)
-                .map_err(CacheError::io("write", &present_path))?;
+            if let Err(error) = disk.replace(&present_path, &presence.file(&header), false) {
+                // A full disk, mostly. The layer is served all the same; what is proved is proved again next time.
+                tracing::warn!(path = %present_path.display(), %error, "presence map not written anew");
+            }
         }
         Ok(Self {
             disk,

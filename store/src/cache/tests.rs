@@ -213,6 +213,26 @@ fn a_full_disk_is_an_error_and_nothing_is_marked() {
 }
 
 #[test]
+fn a_full_disk_after_an_unclean_stop_takes_no_layer_away() {
+    let (disk, layer) = (MemoryDisk::default(), Layer::new(40));
+    put(&blob(&open(&disk, 1), &layer), &layer, 7).unwrap();
+    disk.lose_power(|| true);
+    let cache = open(&disk, 2);
+    disk.fail_from(Some(0), io::ErrorKind::StorageFull);
+    let blob = blob(&cache, &layer);
+    assert_eq!(blob.state(7), ChunkState::Unproven);
+    assert!(blob.prove(7).unwrap());
+    check(&blob, &layer, false);
+    // What could not be written anew is not believed at the next start either.
+    disk.fail_from(None, io::ErrorKind::Other);
+    disk.lose_power(|| true);
+    assert_eq!(
+        super::tests::blob(&open(&disk, 3), &layer).state(7),
+        ChunkState::Unproven
+    );
+}
+
+#[test]
 fn wrong_lengths_and_numbers_are_refused() {
     let (disk, layer) = (MemoryDisk::default(), Layer::new(40));
     let cache = open(&disk, 1);

@@ -51,6 +51,8 @@ pub(super) fn run(args: &Args, config: Config, file: Option<PathBuf>) -> anyhow:
                 stopping.cancel();
             });
             daemon::run(config, environment, stop).await?;
-            Ok(ExitCode::SUCCESS)
+            // At once: taking the runtime down would answer reads that came in meanwhile with EIO, and wait for threads
+            // that write what nobody needs any more.
+            std::process::exit(0)
         })
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use forelayer::{config::Config, prefetch::warm};
+use forelayer::prefetch::warm;
 
 /// Look paths up in the mounts, for the store itself.
 ///
@@ -14,7 +14,7 @@ pub(super) struct Args {
     layers: PathBuf,
 }
 
-pub(super) fn run(args: &Args, _config: &Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     warm::look_up(&args.layers, std::io::stdin().lock())?;
     Ok(ExitCode::SUCCESS)
 }

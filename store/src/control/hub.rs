@@ -32,6 +32,8 @@ struct State {
     listeners: Vec<(u64, mpsc::Sender<StoreEvent>)>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
     next: u64,
+    /// The last mount waited in vain: until the witness answers again, none waits.
+    slow: bool,
 }
 
 /// A witness's end of the stream; dropping it disconnects.
@@ -84,7 +86,8 @@ impl WitnessHub {
     }
 
     /// A container's mount asked for the state of a layer. `None`: nobody watches. Otherwise a future that ends when
-    /// the witness is attached, is gone, or took too long.
+    /// the witness is attached, is gone, or took too long; also `None` after the last one took too long, until the witness
+    /// answers again: each lower of an image would wait anew.
     pub fn mounted(self: &Arc<Self>, slot: u32) -> Option<impl Future<Output = ()> + Send + use<>> {
         let (window, attached) = {
             let mut state = self.state.lock();
@@ -101,6 +104,9 @@ impl WitnessHub {
                     }
                 }
             }
+            if state.slow {
+                return None;
+            }
             let (sender, attached) = oneshot::channel();
             state.waiting.insert(window, sender);
             (window, attached)
@@ -116,13 +122,17 @@ impl WitnessHub {
                     "the witness was not attached in time; the first touches may be missing"
                 );
             }
-            hub.state.lock().waiting.remove(&window);
+            let mut state = hub.state.lock();
+            // Still there: neither answered nor given up with the witness.
+            state.slow |= state.waiting.remove(&window).is_some();
         })
     }
 
     /// The witness answers: its programs are attached.
     pub fn attached(&self, window: u64) {
-        if let Some(waiting) = self.state.lock().waiting.remove(&window) {
+        let mut state = self.state.lock();
+        state.slow = false;
+        if let Some(waiting) = state.waiting.remove(&window) {
             // The mount may have stopped waiting.
             let _ = waiting.send(());
         }
@@ -134,6 +144,7 @@ impl WitnessHub {
         if state.listeners.is_empty() {
             // Nobody will answer any more.
             state.waiting.clear();
+            state.slow = false;
         }
         self.count(&state);
     }
@@ -206,6 +217,10 @@ mod tests {
         let _witness = hub.connect().unwrap();
         hub.mounted(1).unwrap().await;
         assert!(hub.state.lock().waiting.is_empty());
+        // Nor does each further lower of the image wait, until the witness is back.
+        assert!(hub.mounted(2).is_none());
+        hub.attached(2);
+        assert!(hub.mounted(3).is_some());
     }
 
     #[tokio::test]

@@ -353,6 +353,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     /// Replaces what a key stands for: the layer was loaded again.
     pub(super) fn set_blob(&mut self, layer: LayerKey, blob: Arc<B>) {
         self.layers[layer].blob = blob;
+        if self.layers[layer].cursor == Cursor::Done {
+            self.layers[layer].cursor = Cursor::Off;
+        }
     }
 
     /// Takes in what happened and says what is to be done, in order.
@@ -437,14 +440,16 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             return;
         }
         let cursor = &mut self.layers[layer].cursor;
-        let known = matches!(cursor, Cursor::At { .. });
-        *cursor = Cursor::At {
-            next: 0,
-            failed: None,
-            passes: 0,
-            not_before: Duration::ZERO,
-        };
-        if !known {
+        // Asked for with every lookup of an engine: what is under way or done is not looked through again.
+        if let Cursor::At { not_before, .. } = cursor {
+            *not_before = Duration::ZERO;
+        } else if *cursor == Cursor::Off {
+            *cursor = Cursor::At {
+                next: 0,
+                failed: None,
+                passes: 0,
+                not_before: Duration::ZERO,
+            };
             self.background.layers.push_back(layer);
         }
     }

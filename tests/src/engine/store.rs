@@ -322,16 +322,15 @@ impl<'a> Store<'a> {
             .collect())
     }
 
-    /// A metric's value by its name and labels as the page writes them; 0 when it is not there (yet).
+    /// A metric's value by its name and labels as the page writes them.
     ///
     /// # Errors
-    /// When the page cannot be had.
+    /// When the page cannot be had, or has no such metric: all are there from the start.
     pub fn metric(&self, name: &str) -> Result<f64> {
         let page = self.get("/metrics")?;
-        Ok(page
-            .lines()
+        page.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-            .unwrap_or(0.0))
+            .with_context(|| format!("there is no metric {name}"))
     }
 }
 

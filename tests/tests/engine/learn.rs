@@ -43,9 +43,12 @@ pub(crate) fn add(tests: &mut Vec<Test>) {
     ));
 }
 
-/// Options of a store of which only the witness's predictions are fetched ahead.
+/// Options of a store of which only the witness's predictions are fetched ahead: neither the rest of the image nor what
+/// lies near to a miss.
 pub(crate) fn options(level: &str) -> String {
-    format!("[fetch]\nbackground = false\n[witness]\nlevel = \"{level}\"\nquiet = 5\n")
+    format!(
+        "[fetch]\nbackground = false\nnearby_bytes = 0\n[witness]\nlevel = \"{level}\"\nquiet = 5\n"
+    )
 }
 
 /// What a start cost, from the store's metrics.

@@ -212,7 +212,7 @@ fn levels(lab: &Lab, level: &str) -> Result<()> {
     let mut store = lab.running(&options(level))?;
     if let Err(error) = store.watch() {
         let log = store.log("watch").unwrap_or_default();
-        if log.contains("the kernel does not let the witness see") {
+        if log.contains("this kernel has no") {
             return Err(Unavailable(format!("this kernel has no {level}: {error:#}")).into());
         }
         return Err(error);
