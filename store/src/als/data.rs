@@ -164,6 +164,7 @@ impl Filesystem for Data {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.ops.lookup.inc();
+        tracing::trace!(mount = %self.name, parent = parent.0, ?name, "lookup");
         let place = match self.tree.place(parent.0) {
             Ok(place) => place,
             Err(error) => return reply.error(self.errno("a lookup", parent.0, &error)),
@@ -367,7 +368,8 @@ impl Filesystem for Data {
         reply.error(Errno::ENOSYS);
     }
 
-    // Only directly on the mount: through overlayfs none arrives.
+    // FS_IOC_GETFLAGS: overlayfs asks for each directory it copies up. Refused, and asked again: the kernel has no word
+    // for "none here" as it has for opens.
     fn ioctl(
         &self,
         _: &Request,
@@ -379,7 +381,7 @@ impl Filesystem for Data {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.ops.other.inc();
+        self.ops.ioctl.inc();
         reply.error(Errno::ENOTTY);
     }
 
@@ -399,7 +401,7 @@ impl Filesystem for Data {
 
     // ENOSYS: the kernel takes the whole file as data, by itself.
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
-        self.ops.other.inc();
+        self.ops.lseek.inc();
         reply.error(Errno::ENOSYS);
     }
 }

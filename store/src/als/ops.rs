@@ -33,7 +33,7 @@ macro_rules! ops {
 
 ops! {
     lookup, getattr, readlink, open, read, flush, release, opendir, readdir, readdirplus, releasedir, statfs, getxattr,
-    listxattr, create, rmdir, forget, other,
+    listxattr, create, rmdir, forget, ioctl, lseek, other,
 }
 
 #[cfg(test)]

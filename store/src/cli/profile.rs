@@ -4,7 +4,7 @@
 
 mod text;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use forelayer::config::Config;
@@ -99,10 +99,16 @@ fn entry(listed: &Listed) -> Value {
     }
 }
 
+/// A name as `profile list` shows it also where it was given as a path, as `profile record` prints it.
+fn within<'a>(name: &'a str, dir: &Path) -> &'a str {
+    let file = Path::new(name).strip_prefix(dir).ok();
+    file.and_then(Path::to_str).unwrap_or(name)
+}
+
 fn show(args: &Show, config: &Config) -> anyhow::Result<ExitCode> {
     let dir = open(config)?;
     let mut profiles = Vec::new();
-    for file in dir.named(&args.name)? {
+    for file in dir.named(within(&args.name, dir.dir()))? {
         profiles.push((dir.dir().join(&file), dir.load(&file)?));
     }
     match profiles.as_slice() {
@@ -128,7 +134,7 @@ fn delete(args: &Delete, config: &Config) -> anyhow::Result<ExitCode> {
     }
     // All names are looked at before anything is deleted.
     for name in &args.names {
-        files.extend(dir.named(name)?);
+        files.extend(dir.named(within(name, dir.dir()))?);
     }
     files.sort();
     files.dedup();

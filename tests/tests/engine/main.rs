@@ -6,6 +6,7 @@
 
 mod behaviour;
 mod contract;
+mod days;
 mod images;
 mod lab;
 mod lazy;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     images::add(&mut tests);
     contract::add(&mut tests);
     lazy::add(&mut tests);
+    days::add(&mut tests);
     once::add(&mut tests);
     trees::add(&mut tests);
     behaviour::add(&mut tests);

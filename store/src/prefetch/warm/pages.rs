@@ -1,12 +1,14 @@
 //! Pages: from the cache's data file into the kernel's page cache.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use super::PageStore;
 use crate::{als, cache::CacheError, format::index::IndexError, prefetch::plan::PlannedPages};
 
 /// How often is looked for chunks that arrived.
 const PACE: Duration = Duration::from_millis(10);
+/// How many of those that wait are looked at each time: chunks come in about the order in which pages are wanted.
+const LOOK: usize = 4096;
 /// Bytes stored by one message, a multiple of a page.
 const PIECE: usize = 128 << 10;
 
@@ -23,22 +25,29 @@ pub(super) async fn warm(
     budget: u64,
     arriving: impl Future<Output = ()>,
 ) -> u64 {
-    let Ok(mut waiting) = tokio::task::spawn_blocking(move || within(pages, budget)).await else {
+    let Ok(waiting) = tokio::task::spawn_blocking(move || within(pages, budget)).await else {
         return 0;
     };
+    let mut waiting = VecDeque::from(waiting);
     tokio::pin!(arriving);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut stored, mut all_here) = (0, false);
     loop {
-        let (ready, not_yet): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| {
-            waiting
-                .pages
-                .layer
-                .cache
-                .all_present(waiting.chunks.clone())
-        });
-        waiting = not_yet;
+        let look = if all_here {
+            waiting.len()
+        } else {
+            LOOK.min(waiting.len())
+        };
+        let here = |waiting: &Waiting| {
+            let cache = &waiting.pages.layer.cache;
+            cache.all_present(waiting.chunks.clone())
+        };
+        let (ready, not_yet): (Vec<_>, Vec<_>) = waiting.drain(..look).partition(here);
+        for waits in not_yet.into_iter().rev() {
+            waiting.push_front(waits);
+        }
+        let more = !ready.is_empty() && waiting.len() > LOOK;
         if !ready.is_empty() {
             let store = Arc::clone(store);
             stored += tokio::task::spawn_blocking(move || put(store.as_ref(), &ready))
@@ -47,6 +56,9 @@ pub(super) async fn warm(
         }
         if waiting.is_empty() || all_here {
             return stored;
+        }
+        if more {
+            continue;
         }
         tokio::select! {
             () = &mut arriving => all_here = true,

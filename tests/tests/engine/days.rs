@@ -1,0 +1,261 @@
+//! The days of a node: what a user does by hand, what follows by itself, and what a start finds when the image was
+//! there all along.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use forelayer_tests::engine::{
+    images::Format,
+    podman::{Generation, Podman},
+    process,
+    store::{self, Store},
+};
+
+use crate::{
+    Test,
+    lab::{DEMAND_ONLY, Lab, last_line},
+    learn::options,
+};
+
+/// How long the store may take for what it does by itself; a bound against hanging.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+pub(crate) fn add(tests: &mut Vec<Test>) {
+    tests.push(("days::by_hand".into(), Box::new(by_hand)));
+    tests.push(("days::the_rest_follows".into(), Box::new(rest)));
+    for generation in Generation::ALL {
+        tests.push((
+            format!("days::the_second_day::{}", generation.name()),
+            Box::new(move |lab| second_day(lab, generation)),
+        ));
+        tests.push((
+            format!("days::a_warm_start_asks_for_nothing::{}", generation.name()),
+            Box::new(move |lab| warm(lab, generation)),
+        ));
+    }
+}
+
+/// Chunks in all layers of all images: (here, all).
+fn chunks(store: &Store<'_>) -> Result<(u64, u64)> {
+    let status = store.get_json("/v1/status")?;
+    let images = status["images"].as_array().into_iter().flatten();
+    let layers = images.flat_map(|image| image["layers"].as_array().into_iter().flatten());
+    Ok(layers.fold((0, 0), |(here, all), layer| {
+        (
+            here + layer["present_chunks"].as_u64().unwrap_or(0),
+            all + layer["chunks"].as_u64().unwrap_or(0),
+        )
+    }))
+}
+
+/// `forelayer ARGUMENTS -- podman run --rm REFERENCE`, where Podman runs as it does in all tests.
+fn around(store: &Store<'_>, arguments: &[&str], podman: &Podman<'_>, reference: &str) -> Command {
+    let inner = podman.command(&["run", "--rm", reference]);
+    let mut command = store.command(arguments);
+    command
+        .arg("--")
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// `profile record`, `list`, `show` and `delete`, `prefetch` and `status`, as a user types them.
+fn by_hand(lab: &Lab) -> Result<()> {
+    let reference = lab.reference(Format::Zstd5, "python");
+    let mut store = lab.running(&options("auto"))?;
+    let podman = lab.podman(Generation::ByToc, Some(&store.mount()))?;
+    let nothing = process::run(&mut store.command(&["profile", "list"]))?;
+    ensure!(!nothing.is_empty(), "an empty list says nothing");
+
+    let record = [
+        "profile",
+        "record",
+        "--image",
+        &reference,
+        "--ready-line",
+        "^ready ",
+    ];
+    let said = process::output(&mut around(&store, &record, &podman, &reference))?;
+    ensure!(
+        said.success && last_line(&said.stdout).starts_with("ready "),
+        "the recording ended with {:?} and said {said:?}",
+        said.code
+    );
+    let file = said
+        .stderr
+        .split_whitespace()
+        .map(|word| word.trim_matches(|c| matches!(c, '"' | ',' | ';')))
+        .find(|word| word.ends_with(".json"))
+        .with_context(|| format!("no profile's path in {:?}", said.stderr))?
+        .to_owned();
+    ensure!(Path::new(&file).is_file(), "there is no {file}");
+
+    // A condition that is never met, and an image that never starts: both are said.
+    let other = ["profile", "record", "--image", "registry.invalid/other:1"];
+    let other = process::output(&mut around(&store, &other, &podman, &reference))?;
+    ensure!(
+        !other.success && other.stderr.contains("registry.invalid/other:1"),
+        "recording another image ended with {other:?}"
+    );
+
+    // The image goes, the profile stays.
+    podman.run(&["rmi", "--all", "--force"])?;
+    store.stop()?;
+    store.forget()?;
+    store.start()?;
+    ensure!(store.profiles()?.len() == 1, "the profile has gone");
+    let fetched = process::run(&mut store.command(&["prefetch", &reference]))?;
+    ensure!(fetched.contains("fetched"), "prefetch said {fetched:?}");
+    let predicted = store.metric("forelayer_chunks_total{lane=\"predicted\"}")?;
+    ensure!(predicted > 100.0, "{predicted} chunks were prefetched");
+    let shown = process::run(&mut store.command(&["status"]))?;
+    ensure!(shown.contains(&reference), "the status is {shown}");
+    podman.run(&["pull", &reference])?;
+    podman.run(&["run", "--rm", &reference])?;
+    let demanded = store.metric("forelayer_chunks_total{lane=\"demand\"}")?;
+    ensure!(
+        demanded <= 0.02 * predicted,
+        "{demanded} chunks were missing after {predicted} were prefetched"
+    );
+    process::run(&mut store.command(&["prefetch", "--all", &reference]))?;
+    let (here, all) = chunks(&store)?;
+    ensure!(here == all && all > 0, "{here} of {all} chunks are here");
+
+    process::run(&mut store.command(&["profile", "delete", &file]))?;
+    ensure!(!Path::new(&file).exists(), "{file} is still there");
+    let without = process::output(&mut store.command(&["prefetch", &reference]))?;
+    ensure!(
+        !without.success && without.stderr.contains("no profile"),
+        "without a profile prefetch said {without:?}"
+    );
+    store.stop()
+}
+
+/// With nothing read, the complete image comes by itself, verified, and is served without the registry.
+fn rest(lab: &Lab) -> Result<()> {
+    let reference = lab.reference(Format::Estargz, "python");
+    let mut store = lab.running("[prefetch]\nenabled = false\n")?;
+    let podman = lab.podman(Generation::ByToc, Some(&store.mount()))?;
+    podman.run(&["pull", &reference])?;
+    process::until("the whole image", PATIENCE, || {
+        let (here, all) = chunks(&store)?;
+        Ok((here == all && all > 1000).then_some(()))
+    })?;
+    ensure!(store.metric("forelayer_chunks_total{lane=\"background\"}")? > 1000.0);
+    ensure!(store.metric("forelayer_verify_failures_total")? == 0.0);
+    let mark = lab.images.mark()?;
+    podman.run(&["run", "--rm", &reference])?;
+    let asked = lab.images.requests_since(mark)?;
+    let asked = asked.iter().filter(|request| request.blob().is_some());
+    ensure!(asked.count() == 0, "the registry was asked for blobs again");
+    store.stop()
+}
+
+/// Deletes what a stopped store has cached of all blobs, as an eviction would.
+fn evict(store: &Store<'_>) -> Result<()> {
+    let mut evicted = 0;
+    for blob in fs::read_dir(store.state_dir().join("blobs/sha256"))? {
+        for name in ["data", "present"] {
+            let path = blob
+                .as_ref()
+                .map_or_else(|_| std::path::PathBuf::new(), |blob| blob.path().join(name));
+            if path.exists() {
+                fs::remove_file(&path)?;
+                evicted += 1;
+            }
+        }
+    }
+    ensure!(evicted > 0, "nothing was cached");
+    Ok(())
+}
+
+/// The image is there since yesterday, its bytes are not: the container's mount alone starts the plan.
+fn second_day(lab: &Lab, generation: Generation) -> Result<()> {
+    let reference = lab.reference(Format::Zstd5, "python");
+    let mut store = lab.running(&options("auto"))?;
+    store.watch()?;
+    let podman = lab.podman(generation, Some(&store.mount()))?;
+    podman.run(&["pull", &reference])?;
+    let first = podman.run(&["run", "--rm", &reference])?;
+    process::until("the trace", PATIENCE, || {
+        Ok((store.metric("forelayer_traces_total")? >= 1.0).then_some(()))
+    })
+    .with_context(|| store.log_end("watch"))?;
+    store.stop()?;
+    evict(&store)?;
+    store::drop_caches()?;
+    store.start()?;
+    store.watch()?;
+    let again = podman.run(&["run", "--rm", &reference])?;
+    ensure!(again == first, "the container said {again:?}");
+    let predicted = store.metric("forelayer_chunks_total{lane=\"predicted\"}")?;
+    ensure!(predicted > 100.0, "only {predicted} chunks were predicted");
+    process::until("the second trace", PATIENCE, || {
+        Ok((store.metric("forelayer_traces_total")? >= 1.0).then_some(()))
+    })
+    .with_context(|| store.log_end("watch"))?;
+    ensure!(
+        store.metric("forelayer_warmed_bytes_total")? > 0.0,
+        "no page was filled ahead"
+    );
+    store.stop()
+}
+
+/// Messages of a data mount by operation.
+fn messages(store: &Store<'_>, mount: &str) -> Result<BTreeMap<String, u64>> {
+    let page = store.get("/metrics")?;
+    let head = format!("forelayer_fuse_requests_total{{mount=\"{mount}\",op=\"");
+    Ok(page
+        .lines()
+        .filter_map(|line| {
+            let (op, count) = line.strip_prefix(&head)?.split_once("\"} ")?;
+            Some((op.to_owned(), count.parse().ok()?))
+        })
+        .collect())
+}
+
+/// Names that Podman 5 makes with `O_EXCL` where the image has them already: for these the kernel asks every time.
+const EXCLUSIVE: u64 = 3;
+
+/// The second start of a warm image sends one STATFS a lower and no other message for metadata but what the engine's own
+/// writing brings (docs/design.md, "Mounts").
+fn warm(lab: &Lab, generation: Generation) -> Result<()> {
+    let reference = lab.reference(Format::Zstd5, "python");
+    let layers = lab.image(Format::Zstd5, "python")?.layers.len() as u64;
+    let mut store = lab.running(DEMAND_ONLY)?;
+    let podman = lab.podman(generation, Some(&store.mount()))?;
+    podman.run(&["pull", &reference])?;
+    let first = podman.run(&["run", "--rm", &reference])?;
+    let before = messages(&store, "plain")?;
+    let again = podman.run(&["run", "--rm", &reference])?;
+    ensure!(again == first, "the container said {again:?}");
+    let after = messages(&store, "plain")?;
+    let (mut sent, mut caused, mut reads) = (BTreeMap::new(), BTreeMap::new(), 0);
+    for (op, count) in after {
+        let more = count - before.get(&op).copied().unwrap_or(0);
+        // Pages that the machine took back meanwhile are read again.
+        if op == "read" {
+            reads = more;
+        } else if op == "ioctl"
+            || op == "lookup" && generation == Generation::ByToc && more <= EXCLUSIVE
+        {
+            caused.insert(op, more);
+        } else if more > 0 {
+            sent.insert(op, more);
+        }
+    }
+    println!(
+        "{}: {sent:?}, by the engine's writing {caused:?}, {reads} reads, control mount {:?}",
+        generation.name(),
+        messages(&store, "control")?
+    );
+    let expected = BTreeMap::from([("statfs".to_owned(), layers)]);
+    ensure!(sent == expected, "a warm start sent {sent:?}");
+    store.stop()
+}
