@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod build_ebpf;
 mod demo;
 mod test;
@@ -20,6 +21,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start real images cold in every way, against the limit (docs/benchmarks.md)
+    Bench(bench::Args),
     /// Build the eBPF object, or check that the committed one is what the sources build
     BuildEbpf(build_ebpf::Args),
     /// Show on this machine what the store is good for: an image started cold in three ways
@@ -30,6 +33,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),

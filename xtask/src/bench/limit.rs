@@ -1,0 +1,165 @@
+//! T*, the time before which no start can be ready (docs/benchmarks.md, "The limit").
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use forelayer::format::LayerIndex;
+use forelayer_profiler::model::{PAGE, Profile, Run};
+use forelayer_tests::engine::store::Store;
+use serde::Serialize;
+
+/// Round trips before the first byte of a layer can come: the engine's three, then manifest, TOC and the first range.
+const ROUND_TRIPS: f64 = 6.0;
+
+/// The limit and what it was computed from. Times in seconds, bytes compressed.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Limit {
+    /// T*.
+    pub(super) t_star: f64,
+    /// From the start of the pull to the first exec, everything local and warm.
+    pub(super) g: f64,
+    /// From the first exec to ready, everything local and warm.
+    pub(super) t_w: f64,
+    /// Compressed bytes of all chunks that are needed.
+    pub(super) bytes: u64,
+    /// Chunks in the order in which they are first needed: seconds from the pull's start, bytes up to it.
+    pub(super) needs: Vec<(f64, u64)>,
+}
+
+/// A chunk that a start needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Need {
+    /// Seconds from the first exec.
+    pub(super) at: f64,
+    pub(super) bytes: u64,
+}
+
+/// T* of needs in any order.
+pub(super) fn t_star(g: f64, t_w: f64, l0: f64, bandwidth: f64, needs: &mut [Need]) -> f64 {
+    needs.sort_by(|a, b| a.at.total_cmp(&b.at));
+    let (mut limit, mut bytes) = (g + t_w, 0_u64);
+    for need in needs {
+        bytes += need.bytes;
+        #[expect(clippy::cast_precision_loss, reason = "bytes of an image")]
+        let came = l0 + bytes as f64 / bandwidth;
+        limit = limit.max(came + (t_w - need.at).max(0.0));
+    }
+    limit
+}
+
+/// Of the newest recorded start of the store, whose pull began at `begun` (Unix time) and which was `ready` so long
+/// after.
+pub(super) fn of(
+    store: &Store<'_>,
+    begun: f64,
+    ready: f64,
+    latency: f64,
+    bandwidth: f64,
+) -> Result<Limit> {
+    let profiles = store
+        .profiles()?
+        .iter()
+        .map(|profile| Ok(Profile::from_json(&serde_json::to_vec(profile)?)?))
+        .collect::<Result<Vec<_>>>()?;
+    let run = profiles
+        .iter()
+        .flat_map(|profile| &profile.runs)
+        .max_by_key(|run| run.started_ms)
+        .context("no start was recorded")?;
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970")]
+    let g = run.started_ms as f64 / 1e3 - begun;
+    ensure!(
+        g > 0.0 && g < ready,
+        "the first exec came {g} s after the pull's start, ready after {ready} s"
+    );
+    let t_w = ready - g;
+    let mut needs = needs(store, run)?;
+    let t_star = t_star(g, t_w, ROUND_TRIPS * latency, bandwidth, &mut needs);
+    let mut bytes = 0;
+    let needs = needs
+        .into_iter()
+        .map(|need| {
+            bytes += need.bytes;
+            (g + need.at, bytes)
+        })
+        .collect();
+    Ok(Limit {
+        t_star,
+        g,
+        t_w,
+        bytes,
+        needs,
+    })
+}
+
+/// The chunks that hold the touched pages of a run, each with its first touch.
+fn needs(store: &Store<'_>, run: &Run) -> Result<Vec<Need>> {
+    let mut indexes = HashMap::new();
+    let mut first: HashMap<(String, u64), Need> = HashMap::new();
+    for file in &run.files {
+        let Some(layer) = file.layer else { continue };
+        let layer = layer.to_string();
+        if !indexes.contains_key(&layer) {
+            let hex = layer.trim_start_matches("sha256:");
+            let path = store
+                .state_dir()
+                .join("blobs/sha256")
+                .join(hex)
+                .join("index");
+            indexes.insert(layer.clone(), LayerIndex::open(&path, false)?);
+        }
+        let index = &indexes[&layer];
+        let Some(node) = index.find(file.path.as_bytes())? else {
+            continue;
+        };
+        for range in &file.ranges {
+            let end = (range.end() * PAGE).min(file.size);
+            for chunk in index.chunks_covering(node, range.page * PAGE..end)? {
+                let Some(chunk) = index.chunk(chunk)?.filter(|chunk| !chunk.zeros) else {
+                    continue;
+                };
+                #[expect(clippy::cast_precision_loss, reason = "microseconds of a start")]
+                let at = range.at_us as f64 / 1e6;
+                // Chunks of one gzip member come together.
+                let need = first
+                    .entry((layer.clone(), chunk.span.start))
+                    .or_insert(Need {
+                        at,
+                        bytes: chunk.span.end - chunk.span.start,
+                    });
+                need.at = need.at.min(at);
+            }
+        }
+    }
+    Ok(first.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn need(at: f64, bytes: u64) -> Need {
+        Need { at, bytes }
+    }
+
+    fn is(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+    }
+
+    #[test]
+    fn a_start_of_few_bytes_is_bound_by_its_work() {
+        is(t_star(0.5, 2.0, 0.3, 1e6, &mut [need(1.0, 1000)]), 2.5);
+        is(t_star(0.5, 2.0, 0.3, 1e6, &mut []), 2.5);
+    }
+
+    #[test]
+    fn a_start_of_many_bytes_is_bound_by_the_link_and_by_what_follows_the_last() {
+        // 3 MB needed 1.9 s into a start of 2 s: 0.3 + 3 + 0.1.
+        is(t_star(0.5, 2.0, 0.3, 1e6, &mut [need(1.9, 3_000_000)]), 3.4);
+        // The same bytes needed at once: everything is still to be done after them.
+        is(t_star(0.5, 2.0, 0.3, 1e6, &mut [need(0.0, 3_000_000)]), 5.3);
+        // In whatever order they are given.
+        let mut needs = [need(1.9, 2_000_000), need(0.0, 1_000_000)];
+        is(t_star(0.5, 2.0, 0.3, 1e6, &mut needs), 3.4);
+    }
+}
