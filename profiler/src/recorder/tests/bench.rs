@@ -44,7 +44,7 @@ impl Processes for Fake {
     }
     fn directory(&self, pid: u32, fd: Option<i32>) -> Option<PathBuf> {
         match (pid, fd) {
-            (10.., None) => Some("/work".into()),
+            (10.., None) => Some("/srv".into()),
             (10.., Some(7)) => Some("/seven".into()),
             _ => None,
         }
