@@ -48,7 +48,8 @@ impl Mounts {
         true
     }
 
-    /// Takes the mount of the container with these layers that called its first exec at `exec_ns`.
+    /// Takes the mount of the container with these layers that called its first exec at `exec_ns`. Of two different
+    /// images whose questions came together the other's layers stay.
     pub(super) fn take(&mut self, slots: &BTreeSet<u32>, exec_ns: u64) -> Option<Mounted> {
         // A mount that names exactly its layers is better than one that names some, whatever their age.
         let fit = |mount: &Mounted| match () {
@@ -69,7 +70,13 @@ impl Mounts {
             .find(|&(_, age)| age <= SURE_NS)
             .or_else(|| fitting.next_back())
             .map(|(index, _)| index)?;
-        Some(self.waiting.remove(index))
+        let mount = self.waiting.get_mut(index)?;
+        let taken = mount.clone();
+        mount.slots.retain(|slot| !slots.contains(slot));
+        if mount.slots.is_empty() {
+            self.waiting.remove(index);
+        }
+        Some(taken)
     }
 
     /// Drops the mounts that `gone` says will have no container.
@@ -115,6 +122,18 @@ mod tests {
         assert_eq!(mounts.take(&layers, 100 * MS).unwrap().at_ns, 0);
         assert_eq!(mounts.take(&layers, 120 * MS).unwrap().at_ns, MS);
         assert_eq!(mounts.take(&layers, 130 * MS), None);
+    }
+
+    #[test]
+    fn two_mounts_of_different_images_at_the_same_time_are_two() {
+        let mut mounts = Mounts::default();
+        for (slot, at) in [(2, 0), (4, 1), (1, 2), (3, 3)] {
+            mounts.add(slot, at * MS, 0);
+        }
+        assert_eq!(mounts.take(&set(&[3, 4]), 100 * MS).unwrap().at_ns, 0);
+        assert_eq!(mounts.take(&set(&[3, 4]), 110 * MS), None);
+        assert_eq!(mounts.take(&set(&[1, 2]), 120 * MS).unwrap().at_ns, 0);
+        assert!(mounts.is_empty());
     }
 
     #[test]

@@ -142,4 +142,40 @@ proptest! {
             }
         }
     }
+
+    /// However the questions of two different images mix, both starts are recorded, each with its own touches.
+    #[test]
+    fn two_different_images_mounted_together_give_two_traces(
+        order in Just(vec![1u32, 2, 3, 4]).prop_shuffle(),
+        second_first in any::<bool>(),
+        touches in proptest::collection::vec((any::<bool>(), 0u64..300), 0..40),
+    ) {
+        let mut bench = Bench::new();
+        let mut pair = vec![Made::new(1, &[1, 2]), Made::new(2, &[3, 4])];
+        for slot in order {
+            bench.now_ms += 1;
+            bench.mount(&[slot]);
+        }
+        if second_first {
+            pair.reverse();
+        }
+        for made in &pair {
+            bench.now_ms += 1;
+            bench.start(made, bench.now_ms);
+        }
+        let mut wanted = [BTreeSet::new(), BTreeSet::new()];
+        for (second, page) in touches {
+            bench.now_ms += 1;
+            let made = &pair[usize::from(second)];
+            bench.touch(made.origin(made.pid(), bench.now_ms), made.slots[0], page, 1);
+            wanted[usize::from(second)].insert((u64::from(made.slots[0]), page));
+        }
+        bench.tick(bench.now_ms + 100_000);
+        prop_assert_eq!(bench.traces.len(), 2);
+        for (made, wanted) in pair.iter().zip(&wanted) {
+            let image = made.identity().container.image;
+            let got = bench.traces.iter().find(|trace| trace.container.image == image).map(pages);
+            prop_assert_eq!(got.as_ref(), Some(wanted));
+        }
+    }
 }
