@@ -1,6 +1,9 @@
 //! Cgroups: which one a process is in, whose it is, and whether anybody is left in it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use super::mountinfo;
 
@@ -82,6 +85,14 @@ impl CgroupFs {
             Ok(text) => !text.lines().any(|line| line == "populated 0"),
             Err(_) => dir.exists(),
         }
+    }
+
+    /// The kernel's number of the cgroup at `path`, as in its events: one that is made again has another. Nothing when
+    /// it is gone or cannot be seen.
+    #[must_use]
+    pub fn id(&self, path: &str) -> Option<u64> {
+        let meta = std::fs::metadata(self.dir(path)?).ok()?;
+        Some(meta.ino())
     }
 }
 

@@ -46,6 +46,9 @@ pub trait Processes {
 
     /// Whether anybody is left in the cgroup at this path.
     fn populated(&self, cgroup: &str) -> bool;
+
+    /// The kernel's number of the cgroup at this path; `None` when it is gone or cannot be seen.
+    fn cgroup_id(&self, cgroup: &str) -> Option<u64>;
 }
 
 /// The real thing.
@@ -197,6 +200,10 @@ impl Processes for ProcFs {
     fn populated(&self, cgroup: &str) -> bool {
         self.cgroups.populated(cgroup)
     }
+
+    fn cgroup_id(&self, cgroup: &str) -> Option<u64> {
+        self.cgroups.id(cgroup)
+    }
 }
 
 #[cfg(test)]
@@ -255,5 +262,7 @@ mod tests {
         let seen = CgroupFs::find() != CgroupFs::default();
         // Where no hierarchy can be seen nothing is ever known to have ended.
         assert_eq!(proc.populated("/no/such/cgroup"), !seen);
+        assert_eq!(proc.cgroup_id("/no/such/cgroup"), None);
+        assert_eq!(proc.cgroup_id("/").is_some(), seen);
     }
 }

@@ -76,7 +76,11 @@ struct Done {
     mnt_ns: u32,
     overlay: u32,
     init: u32,
+    /// Whether `init` has a pid namespace of its own, which ends with it.
+    first: bool,
     own_cgroup: Option<String>,
+    /// The number of its own cgroup: the path comes again with a restart, the number does not. 0: not known.
+    cgroup: u64,
 }
 
 impl<P: std::fmt::Debug> std::fmt::Debug for Recorder<P> {
@@ -353,7 +357,9 @@ impl<P: Processes> Recorder<P> {
                 mnt_ns,
                 overlay: identity.overlay,
                 init: recording.origin.pid,
+                first: recording.first,
                 own_cgroup: identity.own_cgroup.clone(),
+                cgroup,
             });
         }
         let who = if self.has_own_ns(mnt_ns) {

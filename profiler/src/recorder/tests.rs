@@ -265,6 +265,36 @@ fn a_program_that_a_recorded_container_starts_later_is_no_start() {
 }
 
 #[test]
+fn a_container_that_was_started_again_is_a_start() {
+    let mut bench = Bench::new();
+    let made = Made::new(1, &[5]);
+    bench.mount(&[5]);
+    bench.start(&made, 1100);
+    bench.tick(30_000);
+    // Everything but the number of its cgroup is as before; its first process may even have the same id.
+    bench
+        .world
+        .0
+        .lock()
+        .unwrap()
+        .made_again
+        .insert("/c1".into(), 77);
+    bench.mount(&[5]);
+    bench.start(&made, 30_100);
+    bench.tick(60_000);
+    assert_eq!(bench.traces.len(), 2);
+    // An engine that keeps the cgroup leaves the first process to tell.
+    bench.world.0.lock().unwrap().made_again.clear();
+    bench.mount(&[5]);
+    bench.exit(made.origin(100, 60_050));
+    bench.show(101, made.view());
+    bench.exec(made.origin(101, 60_100), "/bin/app");
+    bench.identify(&made);
+    bench.tick(90_000);
+    assert_eq!(bench.traces.len(), 3);
+}
+
+#[test]
 fn a_program_of_a_container_that_started_before_us_is_no_start() {
     let mut bench = Bench::new();
     let old = Made::new(1, &[5]);

@@ -1,6 +1,6 @@
 //! When a program's start is a container's, and who that is.
 
-use super::Recorder;
+use super::{Done, Recorder};
 use crate::{
     attribution::{Candidate, Identity, Processes},
     protocol::slot_of,
@@ -77,23 +77,30 @@ impl<P: Processes> Recorder<P> {
     /// Whether a program was started in a container that was recorded already and still runs.
     pub(super) fn is_done(&mut self, origin: &Origin, overlay: u32) -> bool {
         let own_ns = self.has_own_ns(origin.mnt_ns);
-        let Some(at) = self
-            .done
-            .iter()
-            .position(|done| done.overlay == overlay && (!own_ns || done.mnt_ns == origin.mnt_ns))
-        else {
-            return false;
-        };
-        let done = &self.done[at];
-        let runs = match &done.own_cgroup {
-            Some(path) => self.processes.populated(path),
-            None => self.processes.running(done.init),
-        };
-        // The numbers of one that has ended are in use again.
-        if !runs {
+        let here =
+            |done: &Done| done.overlay == overlay && (!own_ns || done.mnt_ns == origin.mnt_ns);
+        while let Some(at) = self.done.iter().position(here) {
+            if self.runs(&self.done[at]) {
+                return true;
+            }
+            // The numbers of one that has ended are in use again.
             self.done.swap_remove(at);
         }
-        runs
+        false
+    }
+
+    /// Whether a container that was recorded still runs. One that was started again has the same cgroup path and often
+    /// the same namespace and overlay numbers, but neither its cgroup's number nor its first process.
+    fn runs(&self, done: &Done) -> bool {
+        let same = |path: &str| {
+            let now = self.processes.cgroup_id(path);
+            now.is_none_or(|now| done.cgroup == 0 || now == done.cgroup)
+        };
+        let init = || self.processes.running(done.init);
+        match &done.own_cgroup {
+            Some(path) => same(path) && (!done.first || init()) && self.processes.populated(path),
+            None => init(),
+        }
     }
 
     /// Gives a container what its own processes touched before its first exec.

@@ -26,6 +26,8 @@ pub(super) struct World {
     pub(super) cgroups: HashMap<u32, String>,
     pub(super) ended: HashSet<u32>,
     pub(super) empty: HashSet<String>,
+    /// Cgroups that were made again; the others' numbers follow from the container's.
+    pub(super) made_again: HashMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -54,6 +56,11 @@ impl Processes for Fake {
     }
     fn populated(&self, cgroup: &str) -> bool {
         !self.0.lock().unwrap().empty.contains(cgroup)
+    }
+    fn cgroup_id(&self, cgroup: &str) -> Option<u64> {
+        let again = self.0.lock().unwrap().made_again.get(cgroup).copied();
+        let made = cgroup.strip_prefix("/c")?.parse::<u64>().ok();
+        again.or(made.map(|number| number + 1000))
     }
 }
 
