@@ -19,7 +19,7 @@ pub use cgroup::{CgroupFs, Cgroups};
 pub use links::LayersDir;
 pub use mountinfo::{Mount, parse as parse_mountinfo};
 pub use overlay::Overlay;
-pub use process::{ProcFs, Processes, View};
+pub use process::{Inside, ProcFs, Processes, View};
 
 use std::path::{Path, PathBuf};
 

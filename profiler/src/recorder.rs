@@ -73,6 +73,8 @@ pub struct Now {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
+    /// The store tells of mounts from now on; what runs by now started unseen.
+    Connected,
     /// The store says that a container's mount asked for this layer's state.
     Mounted {
         /// The number to answer with.

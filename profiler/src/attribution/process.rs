@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +26,21 @@ pub struct View {
     pub root: Option<Overlay>,
 }
 
+/// A process whose root directory is an overlay: most likely a container's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inside {
+    /// Its process id.
+    pub pid: u32,
+    /// Number of its mount namespace.
+    pub mnt_ns: u32,
+    /// The overlay's device.
+    pub overlay: u32,
+    /// Whether it is the first of a pid namespace of its own.
+    pub first: bool,
+    /// Path of its cgroup in the v2 hierarchy, where its parent is in another.
+    pub own_cgroup: Option<String>,
+}
+
 /// Answers about processes, at once and without asking anybody but the kernel.
 pub trait Processes {
     /// What there is to know about a process; `None` when it has ended.
@@ -46,6 +61,9 @@ pub trait Processes {
 
     /// Whether anybody is left in the cgroup at this path.
     fn populated(&self, cgroup: &str) -> bool;
+
+    /// All processes that have an overlay as their root directory now.
+    fn inside(&self) -> Vec<Inside>;
 
     /// The kernel's number of the cgroup at this path; `None` when it is gone or cannot be seen.
     fn cgroup_id(&self, cgroup: &str) -> Option<u64>;
@@ -104,9 +122,8 @@ impl ProcFs {
 
     /// The monitor of the container `id`: started as `conmon -c <id> -b <bundle> ...`.
     pub(super) fn monitor_of(&self, id: &str) -> Option<Monitor> {
-        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let text = fs::read(entry.path().join("cmdline")).ok()?;
+        pids().find_map(|pid| {
+            let text = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let arguments: Vec<&[u8]> = text.split(|&b| b == 0).collect();
             let after = |names: [&[u8]; 2]| {
                 let at = arguments.iter().position(|a| names.contains(a))?;
@@ -125,6 +142,12 @@ impl Default for ProcFs {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// All processes there are.
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn overlays_of(pids: &[u32]) -> impl Iterator<Item = Overlay> {
@@ -201,6 +224,24 @@ impl Processes for ProcFs {
         self.cgroups.populated(cgroup)
     }
 
+    fn inside(&self) -> Vec<Inside> {
+        let look = |pid: u32| {
+            // Most processes are the host's: their other files are not read.
+            let overlay = self.root_device(pid)??;
+            let view = self.view(pid)?;
+            let namespace = fs::metadata(format!("/proc/{pid}/ns/mnt")).ok()?;
+            Some(Inside {
+                pid,
+                // The kernel's own type is an unsigned int.
+                mnt_ns: u32::try_from(namespace.ino()).ok()?,
+                overlay,
+                first: view.first,
+                own_cgroup: view.cgroups.own,
+            })
+        };
+        pids().filter_map(look).collect()
+    }
+
     fn cgroup_id(&self, cgroup: &str) -> Option<u64> {
         self.cgroups.id(cgroup)
     }
@@ -217,6 +258,9 @@ mod tests {
         let proc = ProcFs::new();
         let view = proc.view(std::process::id()).unwrap();
         assert_eq!(view.root, None);
+        assert!(pids().any(|pid| pid == std::process::id()));
+        let inside = proc.inside();
+        assert!(inside.iter().all(|inside| inside.pid != std::process::id()));
         assert_eq!(view.parent, std::os::unix::process::parent_id());
         assert!(proc.running(std::process::id()));
         assert_eq!(

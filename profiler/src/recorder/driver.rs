@@ -225,6 +225,7 @@ impl<K: Kernel> Driver<K> {
                     tracing::warn!(%error, "the kernel does not watch the store's devices; nothing will be learned");
                 }
                 self.layers = Some(Arc::new(LayersDir::new(&layers_dir)));
+                self.apply(Input::Connected, out).await;
             }
             StoreEvent::Mounted { window, slot } => {
                 self.apply(Input::Mounted { window, slot }, out).await;

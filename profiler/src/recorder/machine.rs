@@ -1,6 +1,7 @@
 //! The state machine: what comes in, and when a window closes.
 
 mod belong;
+mod done;
 mod start;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,14 +17,14 @@ use crate::{
     witness::{Event, Origin, Watched},
 };
 
+use done::Done;
+
 /// After a container's first process has ended, how often to look whether all of it has.
 const LOOK_NS: u64 = 50_000_000;
 /// How long to look for that.
 const LOOK_FOR_NS: u64 = 5_000_000_000;
 /// Finding out who a container is takes milliseconds; one that takes this long is given up.
 const IDENTIFY_NS: u64 = 30_000_000_000;
-/// Containers that are done and remembered, so that a program they start later is no start.
-const MAX_DONE: usize = 4096;
 
 /// Events in, traces out; see the module's text.
 pub struct Recorder<P> {
@@ -68,19 +69,6 @@ struct Group {
     /// What one of its first processes looked like, and how often it was tried to look.
     early: Option<View>,
     looks: u8,
-}
-
-/// A container that was recorded.
-#[derive(Debug)]
-struct Done {
-    mnt_ns: u32,
-    overlay: u32,
-    init: u32,
-    /// Whether `init` has a pid namespace of its own, which ends with it.
-    first: bool,
-    own_cgroup: Option<String>,
-    /// The number of its own cgroup: the path comes again with a restart, the number does not. 0: not known.
-    cgroup: u64,
 }
 
 impl<P: std::fmt::Debug> std::fmt::Debug for Recorder<P> {
@@ -134,6 +122,7 @@ impl<P: Processes> Recorder<P> {
     pub fn apply(&mut self, input: Input, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         match input {
+            Input::Connected => self.note_running(),
             Input::Mounted { window, slot } => self.mounted(window, slot, now, &mut actions),
             // What is still in the ring buffer when the programs are detached is nobody's.
             Input::Seen(event) if self.open => self.seen(event, now, &mut actions),
@@ -349,19 +338,7 @@ impl<P: Processes> Recorder<P> {
             return;
         };
         let Origin { cgroup, mnt_ns, .. } = recording.origin;
-        if let Some(identity) = &recording.identity {
-            if self.done.len() >= MAX_DONE {
-                self.done.remove(0);
-            }
-            self.done.push(Done {
-                mnt_ns,
-                overlay: identity.overlay,
-                init: recording.origin.pid,
-                first: recording.first,
-                own_cgroup: identity.own_cgroup.clone(),
-                cgroup,
-            });
-        }
+        self.note_recorded(&recording);
         let who = if self.has_own_ns(mnt_ns) {
             Watched::MountNamespace(mnt_ns)
         } else {

@@ -311,6 +311,51 @@ fn a_program_of_a_container_that_started_before_us_is_no_start() {
 }
 
 #[test]
+fn an_exec_from_the_host_into_a_container_that_started_before_us_is_no_start() {
+    let mut bench = Bench::new();
+    let (old, new) = (Made::new(1, &[5]), Made::new(2, &[5]));
+    {
+        let mut world = bench.world.0.lock().unwrap();
+        world.inside = vec![old.inside(120, false), old.inside(100, true)];
+    }
+    bench.apply(Input::Connected);
+    bench.mount(&[5]);
+    // The engine's monitor starts a health check.
+    let check = View {
+        first: false,
+        ..old.view()
+    };
+    bench.show(150, check);
+    bench.exec(old.origin(150, 1100), "/bin/check");
+    assert!(bench.candidates.is_empty());
+    bench.start(&new, 1200);
+    bench.tick(30_000);
+    assert_eq!(bench.traces.len(), 1);
+    assert_eq!(bench.traces[0].container.image, "image2");
+    // Its start is one when it has ended.
+    bench.mount(&[5]);
+    bench.exit(old.origin(100, 30_050));
+    bench.show(101, old.view());
+    bench.exec(old.origin(101, 30_100), "/bin/app");
+    bench.identify(&old);
+    bench.tick(60_000);
+    assert_eq!(bench.traces.len(), 2);
+}
+
+#[test]
+fn a_container_that_a_mount_waits_for_did_not_start_unseen() {
+    let mut bench = Bench::new();
+    let made = Made::new(1, &[5]);
+    bench.mount(&[5]);
+    bench.world.0.lock().unwrap().inside = vec![made.inside(100, true)];
+    // The store was away for a moment.
+    bench.apply(Input::Connected);
+    bench.start(&made, 1100);
+    bench.tick(30_000);
+    assert_eq!(bench.traces.len(), 1);
+}
+
+#[test]
 fn cgroups_below_the_container_s_own_are_its() {
     let mut bench = Bench::new();
     let made = Made::new(1, &[5]);

@@ -1,6 +1,6 @@
 //! When a program's start is a container's, and who that is.
 
-use super::{Done, Recorder};
+use super::Recorder;
 use crate::{
     attribution::{Candidate, Identity, Processes},
     protocol::slot_of,
@@ -33,7 +33,7 @@ impl<P: Processes> Recorder<P> {
                 // A program that a container starts later: its parent is in the container already.
                 let later =
                     !view.first && self.processes.root_device(view.parent).flatten() == Some(root);
-                if self.ignored.contains(&root) || later || self.is_done(origin, root) {
+                if self.ignored.contains(&root) || later || self.is_done(origin.mnt_ns, root) {
                     return None;
                 }
             }
@@ -72,35 +72,6 @@ impl<P: Processes> Recorder<P> {
             cgroups: early.map(|early| early.cgroups).unwrap_or_default(),
         }));
         Some(id)
-    }
-
-    /// Whether a program was started in a container that was recorded already and still runs.
-    pub(super) fn is_done(&mut self, origin: &Origin, overlay: u32) -> bool {
-        let own_ns = self.has_own_ns(origin.mnt_ns);
-        let here =
-            |done: &Done| done.overlay == overlay && (!own_ns || done.mnt_ns == origin.mnt_ns);
-        while let Some(at) = self.done.iter().position(here) {
-            if self.runs(&self.done[at]) {
-                return true;
-            }
-            // The numbers of one that has ended are in use again.
-            self.done.swap_remove(at);
-        }
-        false
-    }
-
-    /// Whether a container that was recorded still runs. One that was started again has the same cgroup path and often
-    /// the same namespace and overlay numbers, but neither its cgroup's number nor its first process.
-    fn runs(&self, done: &Done) -> bool {
-        let same = |path: &str| {
-            let now = self.processes.cgroup_id(path);
-            now.is_none_or(|now| done.cgroup == 0 || now == done.cgroup)
-        };
-        let init = || self.processes.running(done.init);
-        match &done.own_cgroup {
-            Some(path) => same(path) && (!done.first || init()) && self.processes.populated(path),
-            None => init(),
-        }
     }
 
     /// Gives a container what its own processes touched before its first exec.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    attribution::{Candidate, Cgroups, Identity, Overlay, Processes, View},
+    attribution::{Candidate, Cgroups, Identity, Inside, Overlay, Processes, View},
     protocol::{Access, Container, Level, Trace},
     recorder::{Action, Bounds, Input, Now, Recorder},
     witness::{Event, Origin},
@@ -26,6 +26,8 @@ pub(super) struct World {
     pub(super) cgroups: HashMap<u32, String>,
     pub(super) ended: HashSet<u32>,
     pub(super) empty: HashSet<String>,
+    /// Who runs in an overlay.
+    pub(super) inside: Vec<Inside>,
     /// Cgroups that were made again; the others' numbers follow from the container's.
     pub(super) made_again: HashMap<String, u64>,
 }
@@ -56,6 +58,9 @@ impl Processes for Fake {
     }
     fn populated(&self, cgroup: &str) -> bool {
         !self.0.lock().unwrap().empty.contains(cgroup)
+    }
+    fn inside(&self) -> Vec<Inside> {
+        self.0.lock().unwrap().inside.clone()
     }
     fn cgroup_id(&self, cgroup: &str) -> Option<u64> {
         let again = self.0.lock().unwrap().made_again.get(cgroup).copied();
@@ -127,6 +132,15 @@ impl Made {
                 lower: vec!["/l".into()],
                 upper: None,
             }),
+        }
+    }
+    pub(super) fn inside(&self, pid: u32, first: bool) -> Inside {
+        Inside {
+            pid,
+            mnt_ns: self.origin(pid, 0).mnt_ns,
+            overlay: self.number,
+            first,
+            own_cgroup: self.path().filter(|_| first),
         }
     }
     pub(super) fn identity(&self) -> Identity {
