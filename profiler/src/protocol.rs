@@ -32,6 +32,9 @@ pub enum StoreEvent {
         window: u64,
         /// The layer's slot.
         slot: u32,
+        /// When it asked: `CLOCK_MONOTONIC` in nanoseconds, the clock of the kernel's events.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at_ns: Option<u64>,
     },
 }
 

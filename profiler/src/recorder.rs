@@ -81,6 +81,8 @@ pub enum Input {
         window: u64,
         /// The layer's slot.
         slot: u32,
+        /// When it asked, in [`Now::mono_ns`]' clock, where the store says.
+        at_ns: Option<u64>,
     },
     /// The programs saw something.
     Seen(Event),

@@ -227,8 +227,17 @@ impl<K: Kernel> Driver<K> {
                 self.layers = Some(Arc::new(LayersDir::new(&layers_dir)));
                 self.apply(Input::Connected, out).await;
             }
-            StoreEvent::Mounted { window, slot } => {
-                self.apply(Input::Mounted { window, slot }, out).await;
+            StoreEvent::Mounted {
+                window,
+                slot,
+                at_ns,
+            } => {
+                let input = Input::Mounted {
+                    window,
+                    slot,
+                    at_ns,
+                };
+                self.apply(input, out).await;
             }
         }
     }

@@ -123,7 +123,15 @@ impl<P: Processes> Recorder<P> {
         let mut actions = Vec::new();
         match input {
             Input::Connected => self.note_running(),
-            Input::Mounted { window, slot } => self.mounted(window, slot, now, &mut actions),
+            Input::Mounted {
+                window,
+                slot,
+                at_ns,
+            } => {
+                // This may come late, even after the container's first exec.
+                let at_ns = at_ns.map_or(now.mono_ns, |at_ns| at_ns.min(now.mono_ns));
+                self.mounted(window, slot, at_ns, &mut actions);
+            }
             // What is still in the ring buffer when the programs are detached is nobody's.
             Input::Seen(event) if self.open => self.seen(event, now, &mut actions),
             Input::Seen(_) => {}
@@ -163,14 +171,14 @@ impl<P: Processes> Recorder<P> {
         self.lost + self.dropped
     }
 
-    fn mounted(&mut self, window: u64, slot: u32, now: Now, actions: &mut Vec<Action>) {
+    fn mounted(&mut self, window: u64, slot: u32, at_ns: u64, actions: &mut Vec<Action>) {
         if !self.open {
             self.open = true;
             self.finishing = false;
             actions.push(Action::Attach);
         }
         actions.push(Action::Reply { window });
-        if self.mounts.add(slot, now.mono_ns, self.total_lost()) {
+        if self.mounts.add(slot, at_ns, self.total_lost()) {
             // A device's number may be in use again.
             self.ignored.clear();
             self.report_again(actions);

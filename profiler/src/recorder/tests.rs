@@ -103,6 +103,26 @@ fn a_start_from_mount_to_exit() {
 }
 
 #[test]
+fn a_mount_that_is_told_late_is_as_old_as_it_is() {
+    let mut bench = Bench::new();
+    let made = Made::new(1, &[5]);
+    // Attached already, and the recorder had much to do.
+    bench.mount(&[9]);
+    bench.now_ms = 1300;
+    bench.mount_at(&[5], Some(1010));
+    bench.touch(host(2, 1050), 5, 7, 1);
+    bench.start(&made, 1200);
+    bench.tick(30_000);
+    assert_eq!(bench.traces.len(), 1);
+    assert_eq!(pages(&bench.traces[0]), BTreeSet::from([(5, 7)]));
+    // A clock that is ahead makes no mount of the future.
+    bench.mount_at(&[6], Some(90_000));
+    bench.start(&Made::new(2, &[6]), 30_100);
+    bench.tick(60_000);
+    assert_eq!(bench.traces.len(), 2);
+}
+
+#[test]
 fn two_containers_of_one_image_give_two_complete_traces() {
     let mut bench = Bench::new();
     let (a, b) = (Made::new(1, &[5]), Made::new(2, &[5]));

@@ -93,9 +93,16 @@ impl WitnessHub {
             let mut state = self.state.lock();
             state.next += 1;
             let window = state.next;
+            // Under the lock: the events' order is the times' order.
+            let at_ns = Some(monotonic_ns());
             loop {
                 let (_, newest) = state.listeners.last()?;
-                match newest.try_send(StoreEvent::Mounted { window, slot }) {
+                let event = StoreEvent::Mounted {
+                    window,
+                    slot,
+                    at_ns,
+                };
+                match newest.try_send(event) {
                     Ok(()) => break,
                     Err(error) => {
                         tracing::warn!(%error, "a witness does not read its events and is dropped");
@@ -169,6 +176,17 @@ impl Drop for Listener {
     }
 }
 
+/// `CLOCK_MONOTONIC` in nanoseconds, the clock of the kernel's events.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Since the machine started: neither is negative.
+    let (seconds, nanos) = (
+        u64::try_from(now.tv_sec).unwrap_or_default(),
+        u64::try_from(now.tv_nsec).unwrap_or_default(),
+    );
+    seconds * 1_000_000_000 + nanos
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
@@ -191,10 +209,17 @@ mod tests {
         let mut old = hub.connect().unwrap();
         let mut new = hub.connect().unwrap();
         assert!(matches!(new.next().await, Some(StoreEvent::Hello { .. })));
+        let before = monotonic_ns();
         let wait = tokio::spawn(hub.mounted(3).unwrap());
-        let Some(StoreEvent::Mounted { window, slot: 3 }) = new.next().await else {
+        let Some(StoreEvent::Mounted {
+            window,
+            slot: 3,
+            at_ns: Some(at_ns),
+        }) = new.next().await
+        else {
             panic!("no event")
         };
+        assert!((before..=monotonic_ns()).contains(&at_ns));
         assert!(!wait.is_finished());
         hub.attached(window);
         wait.await.unwrap();

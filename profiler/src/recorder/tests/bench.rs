@@ -204,10 +204,16 @@ impl Bench {
     }
 
     pub(super) fn mount(&mut self, slots: &[u32]) {
+        self.mount_at(slots, None);
+    }
+
+    /// A mount of which the recorder hears now and that was at another time.
+    pub(super) fn mount_at(&mut self, slots: &[u32], at_ms: Option<u64>) {
         for &slot in slots {
             self.apply(Input::Mounted {
                 window: u64::from(slot),
                 slot,
+                at_ns: at_ms.map(|at_ms| at_ms * MS),
             });
         }
     }
