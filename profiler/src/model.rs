@@ -67,6 +67,9 @@ pub struct Run {
     /// Events the kernel could not hand over.
     #[serde(default)]
     pub lost: u64,
+    /// Whether the recording was ended before the start was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
     /// Digests of the layers' blobs, top layer first.
     #[serde(default)]
     pub layers: Vec<Digest>,
@@ -221,10 +224,11 @@ impl Profile {
 }
 
 impl Run {
-    /// Whether what this run did not touch was not needed: only where every touch is seen and none was lost.
+    /// Whether what this run did not touch was not needed: only where every touch is seen, none was lost and the
+    /// recording was not cut short.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
-        matches!(self.level, Level::Tracepoints | Level::Kprobes) && self.lost == 0
+        matches!(self.level, Level::Tracepoints | Level::Kprobes) && self.lost == 0 && !self.cut
     }
 
     /// Pages touched, over all files.

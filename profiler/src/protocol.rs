@@ -142,4 +142,7 @@ pub struct Trace {
     pub execs: Vec<Exec>,
     /// Events the kernel could not hand over; with any, nothing is learned from what was not seen.
     pub lost: u64,
+    /// Whether the recording was ended before the start was over: nothing is learned from what was not seen then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
 }

@@ -35,6 +35,7 @@ impl Home {
             started_ms: 1_700_000_000_000,
             level: Level::Tracepoints,
             lost: 0,
+            cut: false,
             layers: vec![Digest::of(b"layer")],
             execs: Vec::new(),
             files: vec![FileTouches {

@@ -31,6 +31,7 @@ fn run(number: u64, files: Vec<FileTouches>) -> Run {
         started_ms: 1_700_000_000_000 + number,
         level: Level::Tracepoints,
         lost: 0,
+        cut: false,
         layers: vec![Digest::of(b"layer")],
         execs: vec![RunExec {
             at_us: 0,
@@ -125,12 +126,12 @@ fn what_one_run_touched_leaves_after_two_without_it() {
 #[test]
 fn runs_that_could_not_see_everything_age_nothing() {
     let mut profile = profile(vec![run(0, vec![file("kept", vec![touched(0, 1, 0)])])]);
-    for number in 1..6 {
+    for number in 1..7 {
         let mut blind = run(number, vec![]);
-        if number % 2 == 0 {
-            blind.level = Level::Add;
-        } else {
-            blind.lost = 1;
+        match number % 3 {
+            0 => blind.level = Level::Add,
+            1 => blind.lost = 1,
+            _ => blind.cut = true,
         }
         profile.add(blind, 8);
     }

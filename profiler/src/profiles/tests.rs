@@ -19,6 +19,7 @@ fn run(number: u64, layers: &[&str]) -> Run {
         started_ms: number,
         level: Level::Tracepoints,
         lost: 0,
+        cut: false,
         layers: layers.iter().map(|layer| digest(layer)).collect(),
         execs: Vec::new(),
         files: layers

@@ -331,13 +331,11 @@ impl<P: Processes> Recorder<P> {
             recording.look_ns =
                 (now.mono_ns < recording.look_until_ns).then_some(now.mono_ns + LOOK_NS);
         }
-        self.finishing
-            || now.mono_ns
-                >= recording
-                    .last_ns
-                    .max(started)
-                    .saturating_add(nanos(self.bounds.quiet))
-            || now.mono_ns >= started.saturating_add(nanos(self.bounds.max_window))
+        let quiet = nanos(self.bounds.quiet);
+        let over = now.mono_ns >= recording.last_ns.max(started).saturating_add(quiet)
+            || now.mono_ns >= started.saturating_add(nanos(self.bounds.max_window));
+        recording.cut = !over && self.finishing && !self.bounds.until_finish;
+        over || self.finishing
     }
 
     fn finish(&mut self, id: u64, actions: &mut Vec<Action>) {

@@ -35,6 +35,8 @@ pub(super) struct Recording {
     pub(super) first: bool,
     /// Device of its root, while known.
     pub(super) overlay: Option<u32>,
+    /// Whether it is ended before its time.
+    pub(super) cut: bool,
     /// What became known of it; nothing until then.
     pub(super) identity: Option<Identity>,
     /// Layers, for asking quickly.
@@ -63,6 +65,7 @@ impl Recording {
             started_ms,
             first: false,
             overlay: None,
+            cut: false,
             identity: None,
             slots: BTreeSet::new(),
             lost_before,
@@ -213,6 +216,7 @@ impl Recording {
             opens,
             execs,
             lost: lost.saturating_sub(self.lost_before) + self.dropped,
+            cut: self.cut,
         })
     }
 }

@@ -496,10 +496,35 @@ fn finishing_waits_for_who_it_is() {
     assert_eq!(bench.recorder.recording(), 1);
     bench.identify(&made);
     assert_eq!(bench.traces.len(), 1);
+    assert!(bench.traces[0].cut);
     assert!(!bench.attached());
     bench.apply(Input::Finish);
     bench.mount(&[5]);
     assert!(bench.attached(), "finishing is over");
+}
+
+#[test]
+fn only_a_stop_before_its_time_cuts_a_recording_short() {
+    let made = Made::new(1, &[5]);
+    let finish = |until_finish: bool, at_ms: u64| {
+        let mut bench = Bench::with(Bounds {
+            until_finish,
+            ..Bounds::default()
+        });
+        bench.mount(&[5]);
+        bench.start(&made, 1100);
+        bench.now_ms = at_ms;
+        bench.apply(Input::Finish);
+        bench.traces.pop().unwrap().cut
+    };
+    assert!(finish(false, 2000));
+    assert!(!finish(false, 16_100), "it was over");
+    assert!(!finish(true, 2000), "it was to end then");
+    let mut bench = Bench::new();
+    bench.mount(&[5]);
+    bench.start(&made, 1100);
+    bench.exit(made.origin(100, 1200));
+    assert!(!bench.traces[0].cut);
 }
 
 #[test]

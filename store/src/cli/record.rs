@@ -92,6 +92,7 @@ async fn record(
     let bounds = Bounds {
         quiet: Duration::MAX,
         max_window: Duration::MAX,
+        until_finish: true,
         ..Bounds::default()
     };
     let mut driver = Driver::new(witness, seen, level, bounds)?;

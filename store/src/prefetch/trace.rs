@@ -151,6 +151,7 @@ pub fn take_in(
         started_ms: trace.started_ms,
         level: trace.level,
         lost: trace.lost,
+        cut: trace.cut,
         layers: digests.clone(),
         execs,
         files,

@@ -69,7 +69,7 @@ pub(super) fn profile(path: &Path, profile: &Profile, files: usize) -> String {
         [
             run.id.chars().take(12).collect(),
             time(run.started_ms),
-            format!("{:?}", run.level).to_lowercase(),
+            format!("{:?}{}", run.level, if run.cut { ", cut" } else { "" }).to_lowercase(),
             run.files.len().to_string(),
             human(run.pages().saturating_mul(PAGE)),
             run.missing.len().to_string(),
@@ -185,6 +185,7 @@ mod tests {
                 started_ms: 1_700_000_000_000,
                 level: Level::Kprobes,
                 lost: 3,
+                cut: false,
                 layers: vec![Digest::of(b"layer")],
                 execs: Vec::new(),
                 files: vec![FileTouches {

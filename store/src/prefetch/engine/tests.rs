@@ -154,6 +154,7 @@ fn trace(layer: &Layer, run: u64, paths: &[&str]) -> Trace {
         opens: Vec::new(),
         execs: Vec::new(),
         lost: 0,
+        cut: false,
     }
 }
 

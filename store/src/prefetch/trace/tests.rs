@@ -46,6 +46,7 @@ fn trace(slots: Vec<u32>, touches: Vec<Touch>) -> Trace {
             at_us: 0,
         }],
         lost: 2,
+        cut: false,
     }
 }
 
