@@ -3,7 +3,7 @@
 //! Invariants: a profile file is replaced as a whole (temporary file, fsync, rename, fsync of the directory) and only
 //! by [`ProfileDir::add`], under the directory's lock, so that two writers never lose each other's run; a file that
 //! cannot be read is reported with its name and reason, harms no other, and is never overwritten: it is kept aside
-//! as `<name>.bad`.
+//! as `<name>.bad` (the last one of a name); a file that is written can be read.
 //!
 //! Only summaries stay in memory; they are refreshed when a file's size or time changes, so files may be copied in
 //! and removed by hand.
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Digest,
-    model::{Identity, ModelError, Profile, Run},
+    model::{Identity, MAX_BYTES, ModelError, Profile, Run},
 };
 
 /// Workloads kept for one image: a command line that is new each time must not fill the disk.
@@ -33,6 +33,8 @@ pub const MAX_WORKLOADS: usize = 32;
 pub struct ProfileDir {
     dir: PathBuf,
     known: BTreeMap<String, Known>,
+    /// Bytes a file may have: what is written can be read.
+    max_bytes: u64,
 }
 
 /// What is kept in memory of a file.
@@ -96,6 +98,19 @@ pub enum ProfileError {
         #[source]
         source: ModelError,
     },
+    /// A start that no reader would take.
+    #[error(
+        "a start of {image} does not fit into a profile: {bytes} bytes, and at most {limit} are read; the profile is \
+         as it was"
+    )]
+    TooLarge {
+        /// The image.
+        image: String,
+        /// Size of a profile with this start alone.
+        bytes: u64,
+        /// What may be read.
+        limit: u64,
+    },
     /// Nothing goes by that name.
     #[error("no profile is named {name:?} in {}; `forelayer profile list` shows them", dir.display())]
     NotFound {
@@ -115,6 +130,7 @@ impl ProfileDir {
     pub fn open(dir: &Path) -> Result<Self, ProfileError> {
         disk::make_dir(dir)?;
         let mut this = Self {
+            max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
         };
@@ -132,6 +148,7 @@ impl ProfileDir {
     /// If the directory is there and cannot be read.
     pub fn open_read_only(dir: &Path) -> Result<Self, ProfileError> {
         let mut this = Self {
+            max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
         };
@@ -250,12 +267,12 @@ impl ProfileDir {
         Ok(profiles)
     }
 
-    /// Merges a run into the profile of `identity` and keeps the newest `keep` runs; answers the file's path. A file
-    /// of that name that is no profile of this identity is moved aside first. Of an image's workloads the
+    /// Merges a run into the profile of `identity` and keeps the newest `keep` runs, fewer where a file could not hold
+    /// them; answers the file's path. A file of that name that is no profile of this identity is moved aside first. Of an image's workloads the
     /// [`MAX_WORKLOADS`] with the newest starts stay.
     ///
     /// # Errors
-    /// If the profile cannot be written; the old one is then as it was.
+    /// If the run is too large for any profile or the profile cannot be written; the old one is then as it was.
     pub fn add(
         &mut self,
         identity: &Identity,
@@ -267,6 +284,7 @@ impl ProfileDir {
         let file = identity.file_name();
         let path = self.dir.join(&file);
         let mut profile = Profile::new(identity.clone());
+        let mut unusable = None;
         if path.exists() {
             let kept = self.load(&file).and_then(|old| {
                 profile
@@ -281,18 +299,20 @@ impl ProfileDir {
             });
             match kept {
                 Ok(()) => {}
-                Err(error @ ProfileError::Malformed { .. }) => {
-                    let aside = disk::move_aside(&path)?;
-                    tracing::warn!(
-                        "{error}; it is kept as {} and learning starts anew",
-                        aside.display()
-                    );
-                }
+                Err(error @ ProfileError::Malformed { .. }) => unusable = Some(error),
                 Err(error) => return Err(error),
             }
         }
         profile.add(run, keep);
-        disk::write(&self.dir, &file, profile.to_json().as_bytes())?;
+        let text = self.fitted(profile)?;
+        if let Some(error) = unusable {
+            let aside = disk::move_aside(&path)?;
+            tracing::warn!(
+                "{error}; it is kept as {} and learning starts anew",
+                aside.display()
+            );
+        }
+        disk::write(&self.dir, &file, text.as_bytes())?;
         self.refresh()?;
         for old in select::surplus(
             &self.summaries().collect::<Vec<_>>(),
@@ -303,6 +323,25 @@ impl ProfileDir {
             self.known.remove(&old);
         }
         Ok(path)
+    }
+
+    /// The text of a profile with as many of its newest runs as a reader takes.
+    fn fitted(&self, mut profile: Profile) -> Result<String, ProfileError> {
+        loop {
+            let text = profile.to_json();
+            let bytes = text.len() as u64;
+            if bytes <= self.max_bytes {
+                return Ok(text);
+            }
+            if profile.runs.len() <= 1 {
+                return Err(ProfileError::TooLarge {
+                    image: profile.identity.image,
+                    bytes,
+                    limit: self.max_bytes,
+                });
+            }
+            profile.runs.pop();
+        }
     }
 
     /// Removes one file.
@@ -334,7 +373,7 @@ fn reason(error: &ProfileError) -> String {
     match error {
         ProfileError::Malformed { source, .. } => source.to_string(),
         ProfileError::Io { source, .. } => source.to_string(),
-        ProfileError::NotFound { .. } => error.to_string(),
+        ProfileError::NotFound { .. } | ProfileError::TooLarge { .. } => error.to_string(),
     }
 }
 

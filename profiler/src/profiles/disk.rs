@@ -133,20 +133,11 @@ pub(super) fn remove(path: &Path) -> Result<(), ProfileError> {
     }
 }
 
-/// Renames to `<name>.bad`, or `<name>.bad.1` and so on where that is taken; nothing is overwritten.
+/// Renames to `<name>.bad`. One that is there is replaced: the newest is enough to see what went wrong.
 pub(super) fn move_aside(path: &Path) -> Result<PathBuf, ProfileError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let places =
-        std::iter::once(format!("{name}.bad")).chain((1..1000).map(|n| format!("{name}.bad.{n}")));
-    for place in places {
-        let aside = path.with_file_name(place);
-        if !aside.exists() {
-            fs::rename(path, &aside).map_err(io("move aside", path))?;
-            return Ok(aside);
-        }
-    }
-    Err(io(
-        "move aside (1000 files of that name were moved already; remove them)",
-        path,
-    )(ErrorKind::AlreadyExists.into()))
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".bad");
+    let aside = path.with_file_name(name);
+    fs::rename(path, &aside).map_err(io("move aside", path))?;
+    Ok(aside)
 }

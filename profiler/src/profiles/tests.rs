@@ -170,14 +170,52 @@ fn a_malformed_file_is_named_kept_aside_and_harms_nothing_else() {
             fs::read_to_string(place.path().join(format!("{}.bad", who.file_name()))).unwrap();
         assert!(aside.contains(keeps), "{aside}");
     }
-    // And a second time, without losing the first.
+    // And a second time: the newest is kept.
     fs::write(place.path().join(bad.file_name()), "again").unwrap();
     dir.add(&bad, run(3, &["a"]), 8).unwrap();
     assert_eq!(
-        fs::read_to_string(place.path().join(format!("{}.bad.1", bad.file_name()))).unwrap(),
+        fs::read_to_string(place.path().join(format!("{}.bad", bad.file_name()))).unwrap(),
         "again"
     );
     assert_eq!(dir.list().len(), 3);
+    let aside = fs::read_dir(place.path())
+        .unwrap()
+        .filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy()
+                .starts_with(&format!("{}.bad", bad.file_name()))
+        })
+        .count();
+    assert_eq!(aside, 1);
+}
+
+#[test]
+fn a_profile_never_grows_beyond_what_is_read() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    let app = identity("app", "a");
+    let layers: Vec<String> = (0..100).map(|number| format!("l{number}")).collect();
+    let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
+    let path = dir.add(&app, run(1, &layers[..20]), 8).unwrap();
+    dir.max_bytes = 3 * fs::metadata(&path).unwrap().len();
+    for number in 2..=9 {
+        dir.add(&app, run(number, &layers[..20]), 8).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() <= dir.max_bytes);
+    }
+    let newest = |dir: &ProfileDir| -> Vec<u64> {
+        let profile = dir.load(&app.file_name()).unwrap();
+        profile.runs.iter().map(|run| run.started_ms).collect()
+    };
+    assert!(newest(&dir).len() >= 2);
+    assert_eq!(newest(&dir)[..2], [9, 8]);
+    // One start that is too large alone changes nothing.
+    let before = newest(&dir);
+    let error = dir.add(&app, run(10, &layers), 8).unwrap_err();
+    assert!(matches!(error, ProfileError::TooLarge { .. }), "{error}");
+    assert_eq!(newest(&dir), before);
+    fs::write(&path, "no profile").unwrap();
+    assert!(dir.add(&app, run(10, &layers), 8).is_err());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "no profile");
 }
 
 #[test]
