@@ -28,6 +28,8 @@ use super::{client, human, recording};
 mod ready;
 mod signals;
 
+use signals::Signals;
+
 /// How long the store may take to answer before anything is started.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long after the command's end a container that it left running may take to be recognised.
@@ -122,9 +124,9 @@ async fn record(
     let keeper = tokio::spawn(keep(client.clone(), outputs, args.image.clone(), progress));
 
     let mut child = start(args)?;
-    let forward = signals::forward(&child)?;
+    let signals = Signals::listen(&child)?;
     let mut condition = ready::Condition::new(args, &mut child)?;
-    let status = until_done(args, &mut child, &mut condition, progressed).await?;
+    let status = until_done(args, &mut child, &mut condition, progressed, &signals).await?;
     finish.cancel();
     // The command goes on whatever becomes of the recording.
     match recorder.await {
@@ -139,9 +141,9 @@ async fn record(
         Some(status) => status,
         None => child.wait().await.context("cannot wait for the command")?,
     };
+    signals.command_ended();
     // A process that it left behind may keep its output open.
     let _ = timeout(LINGER, condition.passed_on()).await;
-    forward.abort();
     Ok((status, runs))
 }
 
@@ -163,11 +165,13 @@ async fn until_done(
     child: &mut Child,
     condition: &mut ready::Condition,
     mut progress: watch::Receiver<Progress>,
+    signals: &Signals,
 ) -> anyhow::Result<Option<ExitStatus>> {
     let status = tokio::select! {
         () = condition.met() => return Ok(None),
         status = child.wait() => status.context("cannot wait for the command")?,
     };
+    signals.command_ended();
     // A command that is over prints nothing more; one that failed left nothing to wait for.
     let lasting = args.ready_http.is_some() || args.duration.is_some();
     if !lasting || !status.success() {
@@ -182,6 +186,7 @@ async fn until_done(
     tokio::select! {
         () = condition.met() => {}
         () = running => eprintln!("forelayer: no container is left, and the condition was not met"),
+        () = signals.stopped() => eprintln!("forelayer: stopped before the condition was met"),
     }
     Ok(Some(status))
 }
@@ -311,7 +316,42 @@ async fn pause(duration: Duration) {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use rustix::process::{Signal, getpid, kill_process};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_signal_ends_the_waiting_for_a_url_after_the_command_s_end() {
+        let args = Args {
+            image: None,
+            ready_line: None,
+            // Nobody listens there.
+            ready_http: Some("http://127.0.0.1:1/".parse().unwrap()),
+            duration: None,
+            command: vec!["true".to_owned()],
+        };
+        let mut child = start(&args).unwrap();
+        let signals = Signals::listen(&child).unwrap();
+        let mut condition = ready::Condition::new(&args, &mut child).unwrap();
+        // A container was left running.
+        let (_progress, progressed) = watch::channel(Progress { known: 1, done: 0 });
+        let until_done = until_done(&args, &mut child, &mut condition, progressed, &signals);
+        tokio::pin!(until_done);
+        let mut again = tokio::time::interval(Duration::from_millis(20));
+        let wait = async {
+            loop {
+                tokio::select! {
+                    status = &mut until_done => break status,
+                    // Those before its end are the command's.
+                    _ = again.tick() => kill_process(getpid(), Signal::INT).unwrap(),
+                }
+            }
+        };
+        let status = timeout(Duration::from_secs(60), wait).await.unwrap();
+        assert!(status.unwrap().unwrap().success());
+    }
 
     #[test]
     fn names_are_matched_as_people_write_them() {
