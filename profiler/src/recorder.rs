@@ -42,8 +42,6 @@ pub struct Bounds {
     pub opens: usize,
     /// Programs kept for one container.
     pub execs: usize,
-    /// Whether [`Input::Finish`] is how a recording is meant to end; otherwise it cuts short what it ends.
-    pub until_finish: bool,
     /// Touches kept that may turn out to be a container's, all together.
     pub pending: usize,
 }
@@ -58,7 +56,6 @@ impl Default for Bounds {
             touches: 500_000,
             opens: 400_000,
             execs: 10_000,
-            until_finish: false,
             pending: 200_000,
         }
     }
@@ -101,7 +98,7 @@ pub enum Input {
         /// Events that the kernel could not hand over, in all.
         lost: u64,
     },
-    /// Everything that is recorded is to be finished now.
+    /// Everything that is recorded is to be finished now; what was not over is marked as cut.
     Finish,
 }
 

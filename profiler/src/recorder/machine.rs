@@ -334,7 +334,7 @@ impl<P: Processes> Recorder<P> {
         let quiet = nanos(self.bounds.quiet);
         let over = now.mono_ns >= recording.last_ns.max(started).saturating_add(quiet)
             || now.mono_ns >= started.saturating_add(nanos(self.bounds.max_window));
-        recording.cut = !over && self.finishing && !self.bounds.until_finish;
+        recording.cut = !over && self.finishing;
         over || self.finishing
     }
 

@@ -506,20 +506,16 @@ fn finishing_waits_for_who_it_is() {
 #[test]
 fn only_a_stop_before_its_time_cuts_a_recording_short() {
     let made = Made::new(1, &[5]);
-    let finish = |until_finish: bool, at_ms: u64| {
-        let mut bench = Bench::with(Bounds {
-            until_finish,
-            ..Bounds::default()
-        });
+    let finish = |at_ms: u64| {
+        let mut bench = Bench::new();
         bench.mount(&[5]);
         bench.start(&made, 1100);
         bench.now_ms = at_ms;
         bench.apply(Input::Finish);
         bench.traces.pop().unwrap().cut
     };
-    assert!(finish(false, 2000));
-    assert!(!finish(false, 16_100), "it was over");
-    assert!(!finish(true, 2000), "it was to end then");
+    assert!(finish(2000));
+    assert!(!finish(16_100), "it was over");
     let mut bench = Bench::new();
     bench.mount(&[5]);
     bench.start(&made, 1100);

@@ -8,11 +8,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use forelayer::{
     config::{Config, WitnessLevel},
-    control::{Client, RunSummary},
+    control::Client,
 };
 use forelayer_profiler::{
-    protocol::{Container, Trace},
-    recorder::{Bounds, Driver, Output},
+    recorder::{Bounds, Driver},
     witness::Witness,
 };
 use regex::Regex;
@@ -23,11 +22,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{client, human, recording};
+use super::{client, recording};
 
+mod keep;
 mod ready;
 mod signals;
 
+use keep::{Progress, keep};
 use signals::Signals;
 
 /// How long the store may take to answer before anything is started.
@@ -51,7 +52,7 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
-    /// Of the containers that start, record only those of this image
+    /// Of the containers that start, wait for those of this image only; the others are learned as ever and not counted
     #[arg(long, value_name = "REF")]
     image: Option<String>,
     /// Record until COMMAND prints a line that matches this regular expression
@@ -94,7 +95,6 @@ async fn record(
     let bounds = Bounds {
         quiet: Duration::MAX,
         max_window: Duration::MAX,
-        until_finish: true,
         ..Bounds::default()
     };
     let mut driver = Driver::new(witness, seen, level, bounds)?;
@@ -144,6 +144,11 @@ async fn record(
     signals.command_ended();
     // A process that it left behind may keep its output open.
     let _ = timeout(LINGER, condition.passed_on()).await;
+    if condition.is_line_missing() {
+        eprintln!(
+            "forelayer: warning: no line that COMMAND printed matches --ready-line; all of its run was recorded"
+        );
+    }
     Ok((status, runs))
 }
 
@@ -189,104 +194,6 @@ async fn until_done(
         () = signals.stopped() => eprintln!("forelayer: stopped before the condition was met"),
     }
     Ok(Some(status))
-}
-
-/// How far the containers are.
-#[derive(Debug, Clone, Copy, Default)]
-struct Progress {
-    known: usize,
-    done: usize,
-}
-
-/// Takes what the recorder says, hands in what is meant and prints what came of it; how many runs were taken in.
-async fn keep(
-    client: Client,
-    mut outputs: mpsc::Receiver<Output>,
-    image: Option<String>,
-    progress: watch::Sender<Progress>,
-) -> usize {
-    let mut runs = 0;
-    let meant = |container: &Container| {
-        image
-            .as_ref()
-            .is_none_or(|image| same_image(image, &container.image))
-    };
-    while let Some(output) = outputs.recv().await {
-        match output {
-            Output::Attached(window) => recording::answer(&client, window),
-            Output::Known(container) if meant(&container) => {
-                progress.send_modify(|p| p.known += 1);
-            }
-            Output::Known(container) => {
-                eprintln!(
-                    "forelayer: not recorded: a container of {:?}",
-                    container.image
-                );
-            }
-            Output::Trace(trace) if meant(&trace.container) => {
-                match hand_in(&client, &trace).await {
-                    Ok(run) => {
-                        runs += 1;
-                        eprint!("{}", summary(&run));
-                    }
-                    Err(error) => eprintln!("forelayer: {error:#}"),
-                }
-                progress.send_modify(|p| p.done += 1);
-            }
-            Output::Trace(_) => {}
-        }
-    }
-    runs
-}
-
-async fn hand_in(client: &Client, trace: &Trace) -> anyhow::Result<RunSummary> {
-    client.hand_in(trace).await.with_context(|| {
-        format!(
-            "a start of {:?} was recorded and could not be handed in",
-            trace.container.image
-        )
-    })
-}
-
-/// Whether a name as people write it means the image that the engine calls `name`.
-fn same_image(wanted: &str, name: &str) -> bool {
-    let tagged = |text: &str| {
-        let last = text.rsplit('/').next().unwrap_or(text);
-        if last.contains([':', '@']) {
-            text.to_owned()
-        } else {
-            format!("{text}:latest")
-        }
-    };
-    let (wanted, name) = (tagged(wanted), tagged(name));
-    name == wanted || name.ends_with(&format!("/{wanted}"))
-}
-
-fn summary(run: &RunSummary) -> String {
-    let mut text = format!(
-        "{}\n  image {}, workload {}, run {} of {}\n  {} files, {} touched; chunks: {} touched ({}), {} on demand, {} predicted and used, {} late, {} waste ({})\n",
-        run.profile.display(),
-        run.image,
-        run.workload,
-        run.run,
-        run.runs,
-        run.files,
-        human(run.touched_bytes),
-        run.touched_chunks,
-        human(run.touched_chunk_bytes),
-        run.demanded_chunks,
-        run.used_chunks,
-        run.late_chunks,
-        run.waste_chunks,
-        human(run.waste_bytes),
-    );
-    if run.lost > 0 {
-        text += &format!(
-            "  {} events were lost: nothing is learned from what was not seen\n",
-            run.lost
-        );
-    }
-    text
 }
 
 fn nothing(args: &Args) -> String {
@@ -351,25 +258,5 @@ mod tests {
         };
         let status = timeout(Duration::from_secs(60), wait).await.unwrap();
         assert!(status.unwrap().unwrap().success());
-    }
-
-    #[test]
-    fn names_are_matched_as_people_write_them() {
-        for (wanted, name) in [
-            ("python", "docker.io/library/python:latest"),
-            ("python:3", "docker.io/library/python:3"),
-            ("library/python:3", "docker.io/library/python:3"),
-            ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest"),
-            ("127.0.0.1:5000/app:latest", "127.0.0.1:5000/app"),
-        ] {
-            assert!(same_image(wanted, name), "{wanted} {name}");
-        }
-        for (wanted, name) in [
-            ("python:3", "docker.io/library/python:latest"),
-            ("thon:3", "docker.io/library/python:3"),
-            ("python", ""),
-        ] {
-            assert!(!same_image(wanted, name), "{wanted} {name}");
-        }
     }
 }

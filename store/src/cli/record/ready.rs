@@ -8,9 +8,9 @@ use tokio::{
     fs::File,
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     process::Child,
-    sync::mpsc,
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::Args;
 
@@ -24,14 +24,19 @@ pub(super) struct Condition {
     met: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Pass the command's output on.
     passing: Vec<JoinHandle<()>>,
+    /// Cancelled by the line that was waited for, if one was.
+    line: Option<CancellationToken>,
 }
 
 impl Condition {
     /// The condition that `args` name; without one it is never met.
     pub(super) fn new(args: &Args, child: &mut Child) -> anyhow::Result<Self> {
         let mut passing = Vec::new();
+        let mut printed = None;
         let met: Pin<Box<dyn Future<Output = ()> + Send>> = if let Some(line) = &args.ready_line {
-            Box::pin(line_printed(child, line, &mut passing)?)
+            let found = printed.insert(CancellationToken::new()).clone();
+            passing = pass_on(child, line, &found)?;
+            Box::pin(found.cancelled_owned())
         } else if let Some(url) = &args.ready_http {
             Box::pin(url_answers(url.clone())?)
         } else if let Some(duration) = args.duration {
@@ -39,7 +44,11 @@ impl Condition {
         } else {
             Box::pin(std::future::pending())
         };
-        Ok(Self { met, passing })
+        Ok(Self {
+            met,
+            passing,
+            line: printed,
+        })
     }
 
     /// Ends when it is met.
@@ -48,31 +57,32 @@ impl Condition {
     }
 
     /// Ends when all that the command printed is passed on.
-    pub(super) async fn passed_on(self) {
-        for task in self.passing {
+    pub(super) async fn passed_on(&mut self) {
+        for task in self.passing.drain(..) {
             let _ = task.await;
         }
     }
+
+    /// Whether a line was waited for that was not printed until now.
+    pub(super) fn is_line_missing(&self) -> bool {
+        let line = self.line.as_ref();
+        line.is_some_and(|line| !line.is_cancelled())
+    }
 }
 
-/// Passes the command's output on for as long as there is any, and ends with the first line that matches.
-fn line_printed(
+/// Passes the command's output on for as long as there is any; the first line that matches cancels `found`.
+fn pass_on(
     child: &mut Child,
     line: &Regex,
-    passing: &mut Vec<JoinHandle<()>>,
-) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    found: &CancellationToken,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let stdout = child.stdout.take().context("the command has no output")?;
     let stderr = child.stderr.take().context("the command has no output")?;
-    let (found, mut is_found) = mpsc::channel(1);
     let (out, err) = (file(&std::io::stdout())?, file(&std::io::stderr())?);
-    passing.push(tokio::spawn(pass(stdout, out, line.clone(), found.clone())));
-    passing.push(tokio::spawn(pass(stderr, err, line.clone(), found)));
-    Ok(async move {
-        if is_found.recv().await.is_none() {
-            // Both outputs ended without it.
-            std::future::pending::<()>().await;
-        }
-    })
+    Ok(vec![
+        tokio::spawn(pass(stdout, out, line.clone(), found.clone())),
+        tokio::spawn(pass(stderr, err, line.clone(), found.clone())),
+    ])
 }
 
 fn file(stream: &impl AsFd) -> anyhow::Result<File> {
@@ -87,20 +97,20 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     wanted: Regex,
-    found: mpsc::Sender<()>,
+    found: CancellationToken,
 ) {
     let mut piece = vec![0; 16 << 10];
     let mut matcher = Lines::new(wanted);
     while let Ok(count @ 1..) = from.read(&mut piece).await {
         if matcher.push(&piece[..count]) {
-            let _ = found.try_send(());
+            found.cancel();
         }
         // Whether anybody reads it is not our business; the command must not stop because of it.
         let _ = to.write_all(&piece[..count]).await;
         let _ = to.flush().await;
     }
     if matcher.end() {
-        let _ = found.try_send(());
+        found.cancel();
     }
 }
 
@@ -178,6 +188,24 @@ mod tests {
         let mut lines = Lines::new(Regex::new("^last$").unwrap());
         assert!(!lines.push(b"not the last\nlast"));
         assert!(lines.end(), "a last line without its end");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_never_printed_is_known_to_be_missing() {
+        for (pattern, missing) in [("^ready$", false), ("^steady$", true)] {
+            let args = Args {
+                image: None,
+                ready_line: Some(Regex::new(pattern).unwrap()),
+                ready_http: None,
+                duration: None,
+                command: vec!["echo".to_owned(), "ready".to_owned()],
+            };
+            let mut child = super::super::start(&args).unwrap();
+            let mut condition = Condition::new(&args, &mut child).unwrap();
+            child.wait().await.unwrap();
+            condition.passed_on().await;
+            assert_eq!(condition.is_line_missing(), missing, "{pattern}");
+        }
     }
 
     #[test]
