@@ -11,6 +11,7 @@
 //! complete traces; nothing grows without a bound, and what was left out is counted as lost.
 
 mod driver;
+mod kernel;
 mod machine;
 mod mounts;
 mod ranges;
@@ -18,7 +19,8 @@ mod recording;
 #[cfg(test)]
 mod tests;
 
-pub use driver::{Driver, DriverError, Kernel, Output};
+pub use driver::{Driver, DriverError, Output};
+pub use kernel::Kernel;
 pub use machine::Recorder;
 
 use std::time::Duration;
@@ -107,7 +109,7 @@ pub enum Input {
 pub enum Action {
     /// Attach the programs.
     Attach,
-    /// Tell the store that they are attached.
+    /// Tell the store that they are attached, so that the mount goes on.
     Reply {
         /// The number of its event.
         window: u64,

@@ -8,11 +8,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Action, Bounds, Input, Now, Recorder};
+use super::{Action, Bounds, Input, Kernel, Now, Recorder};
 use crate::{
     attribution::{Identity, LayersDir, ProcFs, identify},
     protocol::{Container, Level, StoreEvent, Trace},
-    witness::{Event, Watched, Witness, WitnessError},
+    witness::Event,
 };
 
 /// How often time is told while a window is open.
@@ -21,68 +21,6 @@ const TICK: Duration = Duration::from_millis(50);
 const FINISH: Duration = Duration::from_secs(5);
 /// Events taken from the kernel in one go.
 const MANY: usize = 1024;
-
-/// What the recorder needs of the witness; [`Witness`] is the real one.
-pub trait Kernel {
-    /// See [`Witness::watch_devices`].
-    ///
-    /// # Errors
-    /// The kernel refused.
-    fn watch_devices(&mut self, devices: &[u32]) -> Result<(), WitnessError>;
-    /// See [`Witness::attach`].
-    ///
-    /// # Errors
-    /// The kernel refused.
-    fn attach(&mut self) -> Result<(), WitnessError>;
-    /// See [`Witness::detach`].
-    fn detach(&mut self);
-    /// See [`Witness::watch`].
-    ///
-    /// # Errors
-    /// The kernel refused.
-    fn watch(&mut self, who: Watched) -> Result<(), WitnessError>;
-    /// See [`Witness::unwatch`].
-    fn unwatch(&mut self, who: Watched);
-    /// See [`Witness::forget`].
-    ///
-    /// # Errors
-    /// The kernel refused.
-    fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError>;
-    /// See [`Witness::reset`].
-    ///
-    /// # Errors
-    /// The kernel refused.
-    fn reset(&mut self) -> Result<(), WitnessError>;
-    /// See [`Witness::lost`].
-    fn lost(&self) -> u64;
-}
-
-impl Kernel for Witness {
-    fn watch_devices(&mut self, devices: &[u32]) -> Result<(), WitnessError> {
-        Witness::watch_devices(self, devices)
-    }
-    fn attach(&mut self) -> Result<(), WitnessError> {
-        Witness::attach(self)
-    }
-    fn detach(&mut self) {
-        Witness::detach(self);
-    }
-    fn watch(&mut self, who: Watched) -> Result<(), WitnessError> {
-        Witness::watch(self, who)
-    }
-    fn unwatch(&mut self, who: Watched) {
-        Witness::unwatch(self, who);
-    }
-    fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError> {
-        Witness::forget(self, cgroup, mnt_ns)
-    }
-    fn reset(&mut self) -> Result<(), WitnessError> {
-        Witness::reset(self)
-    }
-    fn lost(&self) -> u64 {
-        Witness::lost(self)
-    }
-}
 
 /// What the recorder says to the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +55,8 @@ pub struct Driver<K> {
     recorder: Recorder<ProcFs>,
     proc: Arc<ProcFs>,
     layers: Option<Arc<LayersDir>>,
+    /// Why the programs are not attached though a window is open.
+    refused: Option<String>,
     /// Answers of the threads that look containers up.
     answers: mpsc::UnboundedSender<Answer>,
     identified: mpsc::UnboundedReceiver<Answer>,
@@ -144,6 +84,7 @@ impl<K: Kernel> Driver<K> {
             recorder: Recorder::new(proc.clone(), bounds, level, host_ns, Box::new(new_run)),
             proc: Arc::new(proc),
             layers: None,
+            refused: None,
             answers,
             identified,
         })
@@ -232,6 +173,10 @@ impl<K: Kernel> Driver<K> {
                 slot,
                 at_ns,
             } => {
+                // What refused them last time may be over.
+                if self.recorder.is_open() && self.refused.is_some() {
+                    self.attach();
+                }
                 let input = Input::Mounted {
                     window,
                     slot,
@@ -248,9 +193,28 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
+    /// Attaches the programs; the next mount tries again. A node that refuses them is said so once, not at each mount.
+    fn attach(&mut self) {
+        let Err(error) = self.kernel.attach() else {
+            self.refused = None;
+            return;
+        };
+        let cause = error.to_string();
+        if self.refused.as_ref() != Some(&cause) {
+            tracing::warn!(
+                %error,
+                "the witness cannot be attached; starts are not learned until it can be"
+            );
+        }
+        self.refused = Some(cause);
+    }
+
     async fn act(&mut self, action: Action, out: &mpsc::Sender<Output>) {
         let done = match action {
-            Action::Attach => self.kernel.attach(),
+            Action::Attach => {
+                self.attach();
+                Ok(())
+            }
             Action::Watch(who) => self.kernel.watch(who),
             Action::Forget { cgroup, mnt_ns } => self.kernel.forget(cgroup, mnt_ns),
             Action::Unwatch(who) => {
@@ -261,6 +225,7 @@ impl<K: Kernel> Driver<K> {
                 self.kernel.detach();
                 self.kernel.reset()
             }
+            // Also where they could not be attached: the mount must not wait for what does not come.
             Action::Reply { window } => {
                 // The receiver is gone only when everything ends.
                 let _ = out.send(Output::Attached(window)).await;

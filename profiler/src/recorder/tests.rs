@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bench;
+mod driver;
 mod orders;
 
 use std::collections::{BTreeMap, BTreeSet};

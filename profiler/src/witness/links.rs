@@ -106,12 +106,15 @@ impl Detacher {
         }
     }
 
-    /// Detaches these; returns at once.
+    /// Detaches these; returns at once. Nothing hangs anywhere after that.
     pub(super) fn detach(&self, attached: Vec<Attached>) {
+        let mut queue = lock(&self.shared.0);
         if attached.is_empty() {
+            if !queue.working {
+                self.live.send_replace(false);
+            }
             return;
         }
-        let mut queue = lock(&self.shared.0);
         queue.waiting.extend(attached);
         if queue.working {
             return;
@@ -167,4 +170,20 @@ fn work_off(shared: &(Mutex<Queue>, Condvar), live: &watch::Sender<bool>) {
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     // A panic while the lock is held cannot leave the queue half changed.
     queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_live_when_nothing_was_attached() {
+        let (live, is_live) = watch::channel(false);
+        let detacher = Detacher::new(live);
+        assert!(detacher.take_back().is_empty());
+        assert!(*is_live.borrow(), "about to attach");
+        // The kernel refused the first.
+        detacher.detach(Vec::new());
+        assert!(!*is_live.borrow());
+    }
 }
