@@ -118,13 +118,8 @@ pub enum Action {
     Watch(Watched),
     /// No longer report them.
     Unwatch(Watched),
-    /// Report first touches of these processes again.
-    Forget {
-        /// Their cgroup.
-        cgroup: u64,
-        /// Their mount namespace.
-        mnt_ns: u32,
-    },
+    /// Report first touches of these processes again: by cgroup and mount namespace.
+    Forget(Vec<(u64, u32)>),
     /// Find out who this is, without holding up the events.
     Identify(Candidate),
     /// It became known who is being recorded.

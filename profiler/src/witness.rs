@@ -202,8 +202,16 @@ impl Witness {
     /// # Errors
     /// The kernel refused the map update.
     pub fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError> {
+        self.forget_all(&[(cgroup, mnt_ns)])
+    }
+
+    /// [`Witness::forget`] of several, by cgroup and mount namespace, in one pass over the table.
+    ///
+    /// # Errors
+    /// The kernel refused the map update.
+    pub fn forget_all(&mut self, groups: &[(u64, u32)]) -> Result<(), WitnessError> {
         self.loaded
             .as_mut()
-            .map_or(Ok(()), |loaded| loaded.maps.forget(cgroup, mnt_ns))
+            .map_or(Ok(()), |loaded| loaded.maps.forget(groups))
     }
 }

@@ -216,7 +216,7 @@ impl<K: Kernel> Driver<K> {
                 Ok(())
             }
             Action::Watch(who) => self.kernel.watch(who),
-            Action::Forget { cgroup, mnt_ns } => self.kernel.forget(cgroup, mnt_ns),
+            Action::Forget(groups) => self.kernel.forget(&groups),
             Action::Unwatch(who) => {
                 self.kernel.unwatch(who);
                 Ok(())

@@ -23,11 +23,11 @@ pub trait Kernel {
     fn watch(&mut self, who: Watched) -> Result<(), WitnessError>;
     /// See [`Witness::unwatch`].
     fn unwatch(&mut self, who: Watched);
-    /// See [`Witness::forget`].
+    /// See [`Witness::forget_all`].
     ///
     /// # Errors
     /// The kernel refused.
-    fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError>;
+    fn forget(&mut self, groups: &[(u64, u32)]) -> Result<(), WitnessError>;
     /// See [`Witness::reset`].
     ///
     /// # Errors
@@ -53,8 +53,8 @@ impl Kernel for Witness {
     fn unwatch(&mut self, who: Watched) {
         Witness::unwatch(self, who);
     }
-    fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError> {
-        Witness::forget(self, cgroup, mnt_ns)
+    fn forget(&mut self, groups: &[(u64, u32)]) -> Result<(), WitnessError> {
+        Witness::forget_all(self, groups)
     }
     fn reset(&mut self) -> Result<(), WitnessError> {
         Witness::reset(self)

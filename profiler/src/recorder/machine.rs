@@ -358,7 +358,7 @@ impl<P: Processes> Recorder<P> {
             self.watched.retain(|other| *other != who);
             actions.push(Action::Unwatch(who));
         }
-        actions.push(Action::Forget { cgroup, mnt_ns });
+        actions.push(Action::Forget(vec![(cgroup, mnt_ns)]));
         let run = (self.new_run)();
         if let Some(trace) = recording.finish(run, self.level, lost) {
             actions.push(Action::Finished(trace));

@@ -529,14 +529,35 @@ fn what_the_runtime_touched_is_reported_again_for_the_next_container() {
     let mut bench = Bench::new();
     bench.mount(&[5]);
     bench.touch(host(2, 1010), 5, 1, 1);
+    let runtime = Made::new(8, &[]);
+    bench.touch(runtime.origin(800, 1020), 5, 1, 1);
     let a = Made::new(1, &[5]);
     bench.start(&a, 1100);
     bench.now_ms = 5000;
     bench.mount(&[5]);
-    assert!(bench.actions.contains(&Action::Forget {
-        cgroup: HOST_CGROUP,
-        mnt_ns: HOST_NS
-    }));
+    let forgotten = |bench: &Bench| -> Vec<BTreeSet<(u64, u32)>> {
+        let groups = bench.actions.iter().filter_map(|action| match action {
+            Action::Forget(groups) => Some(groups.iter().copied().collect()),
+            _ => None,
+        });
+        groups.collect()
+    };
+    // All in one: each pass looks at every touch that the kernel remembers.
+    let both = BTreeSet::from([(HOST_CGROUP, HOST_NS), (1008, 508)]);
+    assert_eq!(forgotten(&bench), [both]);
+    // A container that is done and goes on touching is no runtime.
+    let b = Made::new(2, &[5]);
+    bench.start(&b, 5100);
+    bench.exit(b.origin(200, 5200));
+    bench.tick(40_000);
+    bench.actions.clear();
+    bench.mount(&[5]);
+    bench.touch(a.origin(100, 40_010), 5, 60, 1);
+    bench.touch(b.origin(200, 40_020), 5, 61, 1);
+    bench.now_ms = 41_000;
+    bench.mount(&[5]);
+    // The other has ended: its number is somebody else's.
+    assert_eq!(forgotten(&bench), [BTreeSet::from([(1002, 502)])]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The maps that both sides use.
 
+use std::collections::HashSet;
+
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
@@ -89,10 +91,14 @@ impl Maps {
         clear(&mut self.namespaces).map_err(failed)
     }
 
-    pub(super) fn forget(&mut self, cgroup: u64, mnt_ns: u32) -> Result<(), WitnessError> {
-        self.unwatch(Watched::Cgroup(cgroup));
-        self.unwatch(Watched::MountNamespace(mnt_ns));
-        self.remove_touched(|key| key.cgroup == cgroup && key.mnt_ns == mnt_ns)
+    pub(super) fn forget(&mut self, groups: &[(u64, u32)]) -> Result<(), WitnessError> {
+        for &(cgroup, mnt_ns) in groups {
+            self.unwatch(Watched::Cgroup(cgroup));
+            self.unwatch(Watched::MountNamespace(mnt_ns));
+        }
+        // Each system call of the pass takes a key: with many groups and touches it is one pass or seconds.
+        let groups: HashSet<(u64, u32)> = groups.iter().copied().collect();
+        self.remove_touched(|key| groups.contains(&(key.cgroup, key.mnt_ns)))
     }
 
     fn remove_touched(&mut self, which: impl Fn(&BlockKey) -> bool) -> Result<(), WitnessError> {

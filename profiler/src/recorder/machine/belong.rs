@@ -148,14 +148,22 @@ impl<P: Processes> Recorder<P> {
         }
     }
 
-    /// The runtime may touch what it touched for the last container: that is to be reported once more.
+    /// The runtime may touch what it touched for the last container: that is to be reported once more. What a
+    /// container touches that started already is no runtime's.
     pub(super) fn report_again(&mut self, actions: &mut Vec<Action>) {
-        for (&(cgroup, mnt_ns), group) in &mut self.groups {
-            if !std::mem::take(&mut group.touched) {
-                continue;
+        let mut touched: Vec<(u64, u32)> = Vec::new();
+        for (&key, group) in &mut self.groups {
+            if std::mem::take(&mut group.touched) {
+                touched.push(key);
             }
-            actions.push(Action::Forget { cgroup, mnt_ns });
-            // Which also ends the reports of its opens.
+        }
+        touched.retain(|&(_, mnt_ns)| !self.has_own_ns(mnt_ns) || !self.is_done_ns(mnt_ns));
+        if touched.is_empty() {
+            return;
+        }
+        actions.push(Action::Forget(touched.clone()));
+        for (_, mnt_ns) in touched {
+            // Which also ended the reports of its opens.
             let who = Watched::MountNamespace(mnt_ns);
             if self.watched.contains(&who) {
                 actions.push(Action::Watch(who));

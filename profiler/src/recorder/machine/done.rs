@@ -78,8 +78,16 @@ impl<P: Processes> Recorder<P> {
     /// Whether the container with this namespace and overlay started already and still runs.
     pub(super) fn is_done(&mut self, mnt_ns: u32, overlay: u32) -> bool {
         let own_ns = self.has_own_ns(mnt_ns);
-        let here = |done: &Done| done.overlay == overlay && (!own_ns || done.mnt_ns == mnt_ns);
-        while let Some(at) = self.done.iter().position(here) {
+        self.any_runs(|done| done.overlay == overlay && (!own_ns || done.mnt_ns == mnt_ns))
+    }
+
+    /// Whether a container with this namespace of its own started already and still runs.
+    pub(super) fn is_done_ns(&mut self, mnt_ns: u32) -> bool {
+        self.any_runs(|done| done.mnt_ns == mnt_ns)
+    }
+
+    fn any_runs(&mut self, which: impl Fn(&Done) -> bool) -> bool {
+        while let Some(at) = self.done.iter().position(&which) {
             if self.runs(&self.done[at]) {
                 return true;
             }
@@ -88,6 +96,7 @@ impl<P: Processes> Recorder<P> {
         }
         false
     }
+
     /// Whether a container that was recorded still runs. One that was started again has the same cgroup path and often
     /// the same namespace and overlay numbers, but neither its cgroup's number nor its first process.
     fn runs(&self, done: &Done) -> bool {

@@ -40,7 +40,7 @@ impl Kernel for Fake {
         Ok(())
     }
     fn unwatch(&mut self, _: Watched) {}
-    fn forget(&mut self, _: u64, _: u32) -> Result<(), WitnessError> {
+    fn forget(&mut self, _: &[(u64, u32)]) -> Result<(), WitnessError> {
         Ok(())
     }
     fn reset(&mut self) -> Result<(), WitnessError> {

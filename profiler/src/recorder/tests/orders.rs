@@ -86,8 +86,10 @@ proptest! {
             match action {
                 Action::Watch(who) => prop_assert!(watched.insert(*who)),
                 Action::Unwatch(who) => prop_assert!(watched.remove(who)),
-                Action::Forget { mnt_ns, .. } => {
-                    watched.remove(&Watched::MountNamespace(*mnt_ns));
+                Action::Forget(groups) => {
+                    for (_, mnt_ns) in groups {
+                        watched.remove(&Watched::MountNamespace(*mnt_ns));
+                    }
                 }
                 _ => {}
             }
