@@ -9,6 +9,7 @@
 //! and removed by hand.
 
 mod disk;
+mod error;
 mod select;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use error::ProfileError;
+use error::reason;
 
 use crate::{
     Digest,
@@ -75,52 +79,6 @@ pub struct Listed {
     pub summary: Result<Summary, String>,
 }
 
-/// Why the directory or a profile cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
-    /// The file system said no.
-    #[error("cannot {what} {}: {source}", path.display())]
-    Io {
-        /// The operation.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file that is no profile.
-    #[error("profile {} cannot be read: {source}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: ModelError,
-    },
-    /// A start that no reader would take.
-    #[error(
-        "a start of {image} does not fit into a profile: {bytes} bytes, and at most {limit} are read; the profile is \
-         as it was"
-    )]
-    TooLarge {
-        /// The image.
-        image: String,
-        /// Size of a profile with this start alone.
-        bytes: u64,
-        /// What may be read.
-        limit: u64,
-    },
-    /// Nothing goes by that name.
-    #[error("no profile is named {name:?} in {}; `forelayer profile list` shows them", dir.display())]
-    NotFound {
-        /// What was asked for.
-        name: String,
-        /// Where.
-        dir: PathBuf,
-    },
-}
-
 impl ProfileDir {
     /// Opens the directory, made (0700) if it is not there, and reads what is in it. Files that cannot be read are
     /// warned about once and left alone.
@@ -145,17 +103,32 @@ impl ProfileDir {
     /// Like [`ProfileDir::open`] for looking only: a directory that is not there is empty, nothing is made.
     ///
     /// # Errors
-    /// If the directory is there and cannot be read.
+    /// If the directory is there and cannot be read, or this user may not know whether it is.
     pub fn open_read_only(dir: &Path) -> Result<Self, ProfileError> {
         let mut this = Self {
             max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
         };
-        if dir.exists() {
-            this.refresh()?;
+        let looked = match dir.try_exists() {
+            Ok(true) => this.refresh(),
+            Ok(false) => Ok(()),
+            Err(source) => Err(ProfileError::Io {
+                what: "look at",
+                path: dir.to_owned(),
+                source,
+            }),
+        };
+        match looked {
+            Err(ProfileError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                Err(ProfileError::NotAllowed {
+                    dir: dir.to_owned(),
+                })
+            }
+            looked => looked.map(|()| this),
         }
-        Ok(this)
     }
 
     /// Where it is.
@@ -207,7 +180,7 @@ impl ProfileDir {
     /// one; or an image's name with all its workloads. Readable or not.
     ///
     /// # Errors
-    /// [`ProfileError::NotFound`].
+    /// [`ProfileError::NotFound`], [`ProfileError::Ambiguous`].
     pub fn named(&self, name: &str) -> Result<Vec<String>, ProfileError> {
         let exact = format!("{}.json", name.trim_end_matches(".json"));
         if self.known.contains_key(&exact) {
@@ -221,16 +194,19 @@ impl ProfileDir {
         if !image.is_empty() {
             return Ok(image);
         }
-        let mut begins = self
+        let begins = self
             .known
             .keys()
             .filter(|file| !name.is_empty() && file.starts_with(name));
-        match (begins.next(), begins.next()) {
-            (Some(only), None) => Ok(vec![only.clone()]),
-            _ => Err(ProfileError::NotFound {
-                name: name.to_owned(),
+        let files: Vec<String> = begins.cloned().collect();
+        let name = name.to_owned();
+        match files.len() {
+            0 => Err(ProfileError::NotFound {
+                name,
                 dir: self.dir.clone(),
             }),
+            1 => Ok(files),
+            _ => Err(ProfileError::Ambiguous { name, files }),
         }
     }
 
@@ -365,15 +341,6 @@ impl ProfileDir {
         self.known
             .values()
             .filter_map(|known| known.summary.as_ref().ok())
-    }
-}
-
-/// The cause without the file's name, for lists that show the name beside it.
-fn reason(error: &ProfileError) -> String {
-    match error {
-        ProfileError::Malformed { source, .. } => source.to_string(),
-        ProfileError::Io { source, .. } => source.to_string(),
-        ProfileError::NotFound { .. } | ProfileError::TooLarge { .. } => error.to_string(),
     }
 }
 

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::*;
 use crate::{
@@ -288,6 +288,10 @@ fn profiles_go_by_file_name_its_beginning_or_the_image() {
     for name in ["", "h_", "h/c:1"] {
         assert!(dir.named(name).is_err(), "{name:?} means no single profile");
     }
+    let both = dir.named("h_").unwrap_err().to_string();
+    for file in [a.file_name(), b.file_name()] {
+        assert!(both.contains(&file), "{both}");
+    }
     dir.delete(&a.file_name()).unwrap();
     assert!(dir.delete(&a.file_name()).is_err());
     assert!(dir.delete("../outside").is_err());
@@ -300,4 +304,31 @@ fn a_directory_that_is_not_there_is_empty_and_stays_away() {
     let dir = place.path().join("none");
     assert!(ProfileDir::open_read_only(&dir).unwrap().list().is_empty());
     assert!(!dir.exists());
+}
+
+#[test]
+fn profiles_that_a_user_may_not_see_are_not_none() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("state/profiles");
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let closed = |path: &Path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
+        let looked = std::thread::scope(|scope| {
+            // A thread of its own: root sees everything, and identity is the thread's.
+            let look = || {
+                let nobody = rustix::thread::Uid::from_raw(65_534);
+                // Not root already: neither needed nor allowed.
+                let _ = rustix::thread::set_thread_res_uid(nobody, nobody, nobody);
+                ProfileDir::open_read_only(&dir)
+            };
+            scope.spawn(look).join().unwrap()
+        });
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+        looked.unwrap_err().to_string()
+    };
+    for path in [dir.clone(), place.path().join("state")] {
+        let error = closed(&path);
+        assert!(error.contains("run this as root"), "{error}");
+    }
 }
