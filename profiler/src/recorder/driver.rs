@@ -246,7 +246,7 @@ impl<K: Kernel> Driver<K> {
                 let proc = Arc::clone(&self.proc);
                 let answer = self.answers.clone();
                 tokio::task::spawn_blocking(move || {
-                    let identity = identify(&candidate, &layers, &proc);
+                    let identity = look(NAME_TRIES, || identify(&candidate, &layers, &proc));
                     let _ = answer.send((candidate.id, identity));
                 });
                 Ok(())
@@ -256,6 +256,28 @@ impl<K: Kernel> Driver<K> {
             tracing::warn!(%error, "the witness could not do its part; this start may be learned in part only");
         }
     }
+}
+
+/// How often an engine's files are read again that do not name the image, and the pause before: a busy engine may be
+/// about to write them. Many containers start within that time; none waits for it.
+const NAME_TRIES: u32 = 5;
+const NAME_PAUSE: Duration = Duration::from_millis(20);
+
+/// Finds out who a container is; again while its image has no name.
+fn look(tries: u32, mut identify: impl FnMut() -> Option<Identity>) -> Option<Identity> {
+    let mut identity = identify();
+    for _ in 1..tries {
+        if identity
+            .as_ref()
+            .is_none_or(|who| !who.container.image.is_empty())
+        {
+            break;
+        }
+        std::thread::sleep(NAME_PAUSE);
+        // What was found once stays found, also if the container has ended meanwhile.
+        identity = identify().or(identity);
+    }
+    identity
 }
 
 /// The clocks that the state machine is given.
@@ -282,4 +304,31 @@ fn new_run() -> String {
         bytes[8..].copy_from_slice(&mono_ns.to_be_bytes());
     }
     hex::encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Container;
+
+    fn named(image: &str) -> Identity {
+        Identity {
+            container: Container {
+                image: image.to_owned(),
+                ..Container::default()
+            },
+            own_cgroup: None,
+            overlay: 1,
+        }
+    }
+
+    #[test]
+    fn a_name_that_comes_late_is_found_and_nothing_found_is_lost() {
+        let mut answers = vec![Some(named("a")), None, Some(named(""))];
+        let found = look(5, || answers.pop().flatten());
+        assert_eq!(found, Some(named("a")));
+        let mut answers = vec![None, Some(named(""))];
+        assert_eq!(look(2, || answers.pop().flatten()), Some(named("")));
+        assert_eq!(look(5, || None), None);
+    }
 }

@@ -26,11 +26,9 @@ pub(super) async fn keep(
     progress: watch::Sender<Progress>,
 ) -> usize {
     let mut runs = 0;
-    let meant = |container: &Container| {
-        image
-            .as_ref()
-            .is_none_or(|image| same_image(image, &container.image))
-    };
+    let is_meant = |name: &str| image.as_ref().is_none_or(|image| same_image(image, name));
+    // Where the engine's files do not name the image, the store will, by its layers.
+    let meant = |container: &Container| container.image.is_empty() || is_meant(&container.image);
     while let Some(output) = outputs.recv().await {
         match output {
             Output::Attached(window) => recording::answer(&client, window),
@@ -47,6 +45,9 @@ pub(super) async fn keep(
                 // The condition is its end.
                 trace.cut = false;
                 match hand_in(&client, &trace).await {
+                    Ok(run) if trace.container.image.is_empty() && !is_meant(&run.image) => {
+                        eprintln!("forelayer: not counted: a start of {:?}", run.image);
+                    }
                     Ok(run) => {
                         runs += 1;
                         eprint!("{}", summary(&run));
