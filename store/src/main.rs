@@ -5,6 +5,10 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use forelayer::config::ConfigError;
+
+/// The exit status where the configuration cannot be used (EX_CONFIG of sysexits.h): starting again would not help.
+const MISCONFIGURED: u8 = 78;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -13,7 +17,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Causes on one line: it ends in journals and in bug reports.
             eprintln!("forelayer: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<ConfigError>() {
+                ExitCode::from(MISCONFIGURED)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -71,6 +71,15 @@ pub enum WitnessError {
 }
 
 impl WitnessError {
+    /// Whether the next attempt would fail in the same way, as long as nobody changes rights or kernel.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::NoTracefs { .. } | Self::NotAllowed { .. } | Self::NoLevel { .. }
+        )
+    }
+
     /// The rung that was tried, and why it does not work, as part of [`WitnessError::NoLevel`].
     pub(super) fn reason(level: Level, reason: &str) -> String {
         format!("level {}: {reason}", level_name(level))
@@ -84,5 +93,37 @@ pub(super) fn level_name(level: Level) -> &'static str {
         Level::Kprobes => "kprobes",
         Level::Add => "add",
         Level::Off => "off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_kernel_lacks_or_forbids_is_final() {
+        let reason = || "why".to_owned();
+        for error in [
+            WitnessError::NoTracefs { reason: reason() },
+            WitnessError::NotAllowed { reason: reason() },
+            WitnessError::NoLevel {
+                reasons: reason(),
+                forced: true,
+            },
+        ] {
+            assert!(error.is_final(), "{error}");
+        }
+        // Memory or descriptors may be there the next time.
+        let short = || std::io::Error::from_raw_os_error(libc::ENOMEM);
+        for error in [
+            WitnessError::Wait(short()),
+            WitnessError::Incomplete(reason()),
+            WitnessError::Object(Box::new(aya::EbpfError::FileError {
+                path: "/x".into(),
+                error: short(),
+            })),
+        ] {
+            assert!(!error.is_final(), "{error}");
+        }
     }
 }

@@ -38,8 +38,9 @@ const STOP: Duration = Duration::from_secs(4);
 /// namespaces. It costs nothing until a container starts. Without it, or killed, the store works on and learns
 /// nothing.
 ///
-/// Exit status: 0 after SIGTERM or SIGINT; 77 when the kernel refuses (the reason is logged once; for a unit:
-/// RestartPreventExitStatus=77); 1 on any other error.
+/// Exit status: 0 after SIGTERM or SIGINT; 77 when the kernel refuses (missing rights, no tracefs, nothing to watch
+/// with; the reason is logged once), 78 when the configuration cannot be used (for a unit:
+/// RestartPreventExitStatus=77 78); 1 on any other error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 
@@ -53,10 +54,11 @@ pub(super) async fn run(_args: &Args, config: &Config) -> anyhow::Result<ExitCod
     }
     let mut witness = match recording::load(config) {
         Ok(witness) => witness,
-        Err(error) => {
+        Err(error) if error.is_final() => {
             tracing::warn!(%error, "the kernel does not let the witness see; the store works on without learning");
             return Ok(ExitCode::from(REFUSED));
         }
+        Err(error) => return Err(error).context("cannot watch containers start"),
     };
     let level = witness.level();
     let seen = witness.events().context("the witness gave no events")?;
