@@ -64,6 +64,8 @@ struct Group {
     touches: Vec<RawTouch>,
     /// Whether its first touches have been seen, so that the kernel no longer reports them.
     touched: bool,
+    /// Whether it was found, since the last mount, to be of a container that started already.
+    done: bool,
     /// Whether its cgroup was looked up.
     asked: bool,
     /// What one of its first processes looked like, and how often it was tried to look.

@@ -561,6 +561,41 @@ fn what_the_runtime_touched_is_reported_again_for_the_next_container() {
 }
 
 #[test]
+fn a_container_that_is_done_adds_nothing_to_another_s_start() {
+    let mut bench = Bench::new();
+    let (a, b) = (Made::new(1, &[5]), Made::new(2, &[5]));
+    bench.mount(&[5]);
+    bench.start(&a, 1100);
+    bench.tick(30_000);
+    bench.mount(&[5]);
+    bench.touch(host(2, 30_050), 5, 1, 1);
+    bench.touch(a.origin(100, 30_060), 5, 2, 1);
+    bench.start(&b, 30_100);
+    bench.tick(60_000);
+    assert_eq!(pages(&bench.traces[1]), BTreeSet::from([(5, 1)]));
+}
+
+#[test]
+fn a_namespace_s_number_that_is_used_again_is_met_anew() {
+    let mut bench = Bench::new();
+    let old = Made::new(1, &[5]);
+    bench.mount(&[5]);
+    bench.start(&old, 1100);
+    bench.tick(30_000);
+    // It ends while nothing is recorded.
+    bench.world.0.lock().unwrap().ended.insert(100);
+    bench.mount(&[5]);
+    bench.actions.clear();
+    let runtime = Origin {
+        mnt_ns: 501,
+        ..Made::new(2, &[5]).origin(200, 30_050)
+    };
+    bench.touch(runtime, 5, 3, 1);
+    let watch = Action::Watch(Watched::MountNamespace(501));
+    assert!(bench.actions.contains(&watch));
+}
+
+#[test]
 fn the_runtime_s_first_lookups_do_not_name_the_host_s_files() {
     let mut bench = Bench::new();
     let made = Made::new(1, &[5]);

@@ -99,8 +99,8 @@ impl<P: Processes> Recorder<P> {
     pub(super) fn meet(&mut self, origin: &Origin, actions: &mut Vec<Action>) {
         if !self.has_own_ns(origin.mnt_ns)
             || self.mounts.is_empty()
+            || self.is_of_done(origin)
             || self.watched.len() >= MAX_WATCHED
-            || self.done.iter().any(|done| done.mnt_ns == origin.mnt_ns)
         {
             return;
         }
@@ -112,6 +112,22 @@ impl<P: Processes> Recorder<P> {
             group.early = self.processes.view(origin.pid);
         }
         self.watch(Watched::MountNamespace(origin.mnt_ns), actions);
+    }
+
+    /// Whether a process is of a container that started already. Namespaces' numbers are used again at once, so it is
+    /// looked whether that runs; not at each event, though.
+    fn is_of_done(&mut self, origin: &Origin) -> bool {
+        if !self.done.iter().any(|done| done.mnt_ns == origin.mnt_ns) {
+            return false;
+        }
+        if group(&mut self.groups, origin).is_some_and(|group| group.done) {
+            return true;
+        }
+        let done = self.is_done_ns(origin.mnt_ns);
+        if let Some(group) = group(&mut self.groups, origin) {
+            group.done = done;
+        }
+        done
     }
 
     pub(super) fn watch(&mut self, who: Watched, actions: &mut Vec<Action>) {
@@ -127,6 +143,10 @@ impl<P: Processes> Recorder<P> {
         let room = self.pending < self.bounds.pending;
         let mut group = group(&mut self.groups, origin);
         if let Some(group) = &mut group {
+            // What a container touches later is not what another's runtime touched for its start.
+            if group.done {
+                return;
+            }
             group.touched = true;
         }
         if !starting {
@@ -153,6 +173,7 @@ impl<P: Processes> Recorder<P> {
     pub(super) fn report_again(&mut self, actions: &mut Vec<Action>) {
         let mut touched: Vec<(u64, u32)> = Vec::new();
         for (&key, group) in &mut self.groups {
+            group.done = false;
             if std::mem::take(&mut group.touched) {
                 touched.push(key);
             }
