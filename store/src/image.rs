@@ -14,6 +14,7 @@ mod images;
 mod layer;
 mod registrar;
 mod resolve;
+mod staged;
 
 pub use error::LookupError;
 pub use images::{Image, Images, OnLookup, Record};

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "registry/images.rs"]
+mod images;
+
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use forelayer::{

@@ -13,7 +13,7 @@ use super::{
     layer::Layer,
     records::{ImageRecord, Records},
     registrar::{Registrar, Tables},
-    resolve::{Resolution, Resolver, Verdict},
+    resolve::{Resolution, Resolver, Served, Verdict},
 };
 use crate::{
     cache::Cache,
@@ -103,10 +103,11 @@ impl Images {
         let known = {
             let tables = Arc::clone(&tables);
             move |blob: &Digest| {
-                tables
-                    .by_blob
-                    .get(blob)
-                    .map(|layer| (layer.index.facts().toc, layer.index.data_len()))
+                tables.by_blob.get(blob).map(|layer| Served {
+                    facts: layer.index.facts().clone(),
+                    content: layer.index.data_len(),
+                    sources: layer.sources(),
+                })
             }
         };
         let resolver = Resolver {
@@ -224,7 +225,7 @@ impl Images {
         let (resolver, registrar) = (Arc::clone(&self.resolver), self.registrar.clone());
         let (text, key) = (reference.to_owned(), key.copied());
         let flying = self.flights.join(flight, remember, move || async move {
-            let resolution = resolver.resolve(&text, key.as_ref()).await?;
+            let (mut resolution, staged) = resolver.resolve(&text, key.as_ref()).await?;
             // Not an outcome to remember: the tag may be pushed to the next moment.
             if let Some(key) = key
                 && verdict(&resolution, &text, &key).is_none()
@@ -243,9 +244,12 @@ impl Images {
                 })
                 .collect();
             if !accepted.is_empty() {
-                registrar
-                    .register(&text, &resolution.repository, accepted)
+                let refused = registrar
+                    .register(&text, &resolution.repository, accepted, staged)
                     .await?;
+                for (blob, error) in &refused {
+                    resolution.refuse(blob, error);
+                }
             }
             Ok(Arc::new(resolution))
         });

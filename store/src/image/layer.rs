@@ -9,6 +9,10 @@ use crate::{
     registry::Repository,
 };
 
+/// Later repositories are a fallback, not a history. When there are so many, further ones are left out: who came first
+/// has served, who comes last only says that it could.
+const MAX_SOURCES: usize = 8;
+
 /// A layer the store serves.
 #[derive(Debug)]
 pub struct Layer {
@@ -80,22 +84,20 @@ impl Layer {
         self.index.facts().format
     }
 
-    /// Repositories that are known to hold the blob, the newest pull's first.
+    /// Repositories that are known to hold the blob, in the order in which they came.
     #[must_use]
     pub fn sources(&self) -> Vec<Repository> {
         self.sources.read().clone()
     }
 
-    /// Puts a repository first; answers whether that changed anything.
-    pub(super) fn prefer_source(&self, repository: &Repository) -> bool {
+    /// Adds a repository behind the others, so that one that works stays the first to be asked whatever other images
+    /// say; answers whether that changed anything.
+    pub(super) fn add_source(&self, repository: &Repository) -> bool {
         let mut sources = self.sources.write();
-        if sources.first() == Some(repository) {
+        if sources.len() >= MAX_SOURCES || sources.contains(repository) {
             return false;
         }
-        sources.retain(|other| other != repository);
-        sources.insert(0, repository.clone());
-        // Old sources are a fallback, not a history.
-        sources.truncate(8);
+        sources.push(repository.clone());
         true
     }
 }

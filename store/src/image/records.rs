@@ -47,7 +47,11 @@ pub struct BlobMeta {
     schema: u32,
     /// Slot on the data mounts.
     pub slot: u32,
-    /// Repositories that hold the blob, best first.
+    /// Digest of the TOC it is served with. The slot's inode numbers mean nodes of this one and no other. Missing in
+    /// metas of earlier versions.
+    #[serde(default)]
+    pub toc: Option<Digest>,
+    /// Repositories that hold the blob, in the order in which they came.
     pub sources: Vec<Repository>,
 }
 
@@ -116,10 +120,11 @@ impl ImageRecord {
 impl BlobMeta {
     /// What is kept of a layer.
     #[must_use]
-    pub const fn new(slot: u32, sources: Vec<Repository>) -> Self {
+    pub const fn new(slot: u32, toc: Digest, sources: Vec<Repository>) -> Self {
         Self {
             schema: SCHEMA,
             slot,
+            toc: Some(toc),
             sources,
         }
     }

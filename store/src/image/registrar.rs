@@ -1,7 +1,7 @@
 //! The one writer of records and of the tables in memory: gives out slots, keeps metas and images. A thread of its
 //! own, so that nobody holds a lock while the disk works.
 
-use std::{collections::HashMap, sync::Arc, thread};
+use std::{collections::HashMap, path::Path, sync::Arc, thread};
 
 use dashmap::DashMap;
 use tokio::sync::{mpsc, oneshot};
@@ -12,6 +12,7 @@ use super::{
     info,
     layer::Layer,
     records::{BlobMeta, ImageRecord, RecordError, RecordedLayer, Records},
+    staged::{self, Staged},
 };
 use crate::{
     cache::Cache, digest::Digest, format::LayerIndex, metrics::Metrics, registry::Repository,
@@ -36,8 +37,12 @@ struct Request {
     reference: String,
     repository: Repository,
     accepted: Vec<RecordedLayer>,
-    reply: oneshot::Sender<Result<(), LookupError>>,
+    staged: Vec<Staged>,
+    reply: oneshot::Sender<Result<Refused, LookupError>>,
 }
+
+/// Layers that cannot be what an image says they are.
+pub(super) type Refused = Vec<(Digest, LookupError)>;
 
 impl Registrar {
     /// Fills the tables from disk and starts the thread. What cannot be read is reported and left out.
@@ -71,20 +76,22 @@ impl Registrar {
         Ok(Self { requests })
     }
 
-    /// Writes down that an image has these layers (bottom first) and opens those that are new. Everything is on disk
-    /// and in the tables when this returns.
+    /// Writes down that an image has these layers (bottom first) and opens those that are new, each with its index
+    /// among `staged`. Everything is on disk and in the tables when this returns, but for the layers in the answer.
     pub(super) async fn register(
         &self,
         reference: &str,
         repository: &Repository,
         accepted: Vec<RecordedLayer>,
-    ) -> Result<(), LookupError> {
+        staged: Vec<Staged>,
+    ) -> Result<Refused, LookupError> {
         let (reply, answer) = oneshot::channel();
         let gone = || LookupError::Disk("the store is stopping".to_owned());
         let request = Request {
             reference: reference.to_owned(),
             repository: repository.clone(),
             accepted,
+            staged,
             reply,
         };
         self.requests.send(request).map_err(|_| gone())?;
@@ -104,6 +111,9 @@ impl Desk {
     fn load(&mut self) -> Result<(), RecordError> {
         let check = !self.cache.trusted();
         for dir in self.records.blob_dirs()? {
+            if let Err(error) = staged::sweep(&dir) {
+                tracing::warn!(dir = %dir.display(), %error, "an unfinished index stays on disk");
+            }
             let meta = match self.records.meta(&dir) {
                 Ok(Some(meta)) => meta,
                 // An index whose registration never came: the next lookup registers it.
@@ -118,6 +128,7 @@ impl Desk {
             let opened = LayerIndex::open(&dir.join("index"), check)
                 .map_err(|error| error.to_string())
                 .and_then(|index| {
+                    own(&index, &dir, &meta)?;
                     let index = Arc::new(index);
                     let cache = self.cache.blob(&index).map_err(|error| error.to_string())?;
                     Ok(Arc::new(Layer::new(meta.slot, index, cache, meta.sources)))
@@ -142,22 +153,31 @@ impl Desk {
         Ok(())
     }
 
-    fn register(&mut self, request: &Request) -> Result<(), LookupError> {
+    fn register(&mut self, request: &Request) -> Result<Refused, LookupError> {
         let disk = |error: RecordError| LookupError::Disk(error.to_string());
+        let (mut taken, mut refused) = (Vec::new(), Refused::new());
         for accepted in &request.accepted {
             let known = self
                 .tables
                 .by_blob
                 .get(&accepted.blob)
                 .map(|layer| Arc::clone(&layer));
-            match known {
-                Some(layer) => {
-                    if layer.prefer_source(&request.repository) {
-                        self.put_meta(&layer)?;
-                    }
-                }
-                None => self.open_new(accepted, &request.repository)?,
+            let staged = request
+                .staged
+                .iter()
+                .find(|staged| staged.facts.blob == accepted.blob);
+            let outcome = match known {
+                Some(layer) => self.share(&layer, accepted, staged, &request.repository),
+                None => self.open_new(accepted, staged, &request.repository),
+            };
+            match outcome {
+                Ok(()) => taken.push(*accepted),
+                Err(error @ LookupError::Refused { .. }) => refused.push((accepted.blob, error)),
+                Err(error) => return Err(error),
             }
+        }
+        if taken.is_empty() {
+            return Ok(refused);
         }
         let before = self
             .tables
@@ -168,7 +188,7 @@ impl Desk {
             || ImageRecord::new(&request.reference),
             |image| image.record.clone(),
         );
-        record.accept(&request.accepted);
+        record.accept(&taken);
         if before.is_none_or(|before| before.record != record) {
             self.records.put_image(&record).map_err(disk)?;
             let image = self.image(record);
@@ -176,12 +196,45 @@ impl Desk {
                 .by_reference
                 .insert(request.reference.clone(), Arc::new(image));
         }
+        Ok(refused)
+    }
+
+    /// Another image with a layer that is served. It may have become one while this image's TOC was on its way, so
+    /// what the two images say is compared here, where nobody else registers.
+    fn share(
+        &self,
+        layer: &Layer,
+        accepted: &RecordedLayer,
+        staged: Option<&Staged>,
+        repository: &Repository,
+    ) -> Result<(), LookupError> {
+        let facts = layer.index.facts();
+        let other = staged.is_some_and(|staged| {
+            (staged.facts.size, staged.facts.format) != (facts.size, facts.format)
+        });
+        if accepted.toc != facts.toc || other {
+            return Err(LookupError::Refused {
+                blob: accepted.blob,
+                why: format!(
+                    "the image in {repository} has it with TOC {} and {} bytes, but it is already served with TOC {} \
+                     and {} bytes, which stay",
+                    accepted.toc,
+                    staged.map_or(facts.size, |staged| staged.facts.size),
+                    facts.toc,
+                    facts.size
+                ),
+            });
+        }
+        if layer.add_source(repository) {
+            self.put_meta(layer)?;
+        }
         Ok(())
     }
 
     fn open_new(
         &mut self,
         accepted: &RecordedLayer,
+        staged: Option<&Staged>,
         repository: &Repository,
     ) -> Result<(), LookupError> {
         let disk = |error: RecordError| LookupError::Disk(error.to_string());
@@ -189,29 +242,56 @@ impl Desk {
             blob: accepted.blob,
             why,
         };
+        let Some(staged) = staged.filter(|staged| staged.facts.toc == accepted.toc) else {
+            return Err(refused(format!(
+                "no index with TOC {} was built for it",
+                accepted.toc
+            )));
+        };
         let dir = self
             .cache
             .blob_dir(&accepted.blob)
             .map_err(|error| LookupError::Disk(error.to_string()))?;
-        // A layer that was left out at the start keeps its slot: the kernel may know inodes with it.
+        let path = dir.join("index");
+        // A layer that was left out at the start keeps its slot: the kernel may know inodes with it. So it keeps its
+        // TOC too, or those inodes would mean other files.
         let (slot, mut sources) = match self.records.meta(&dir).map_err(disk)? {
-            Some(meta) => (meta.slot, meta.sources),
+            Some(meta) => {
+                let toc = meta.toc.or_else(|| {
+                    let index = LayerIndex::open(&path, false).ok()?;
+                    Some(index.facts().toc)
+                });
+                if let Some(toc) = toc.filter(|toc| *toc != accepted.toc) {
+                    return Err(refused(format!(
+                        "the image in {repository} has it with TOC {}, but it was served with TOC {toc} before; if \
+                         that was wrong, stop the store and remove {}",
+                        accepted.toc,
+                        dir.display()
+                    )));
+                }
+                (meta.slot, meta.sources)
+            }
             None => (
                 self.records.take_slot(self.highest_slot).map_err(disk)?,
                 Vec::new(),
             ),
         };
         self.highest_slot = self.highest_slot.max(slot);
-        sources.retain(|source| source != repository);
-        sources.insert(0, repository.clone());
-        let index = Arc::new(
-            LayerIndex::open(&dir.join("index"), false)
-                .map_err(|error| refused(error.to_string()))?,
-        );
+        staged.put(&path).map_err(|error| {
+            LookupError::Disk(format!(
+                "cannot put index {} in place: {error}",
+                path.display()
+            ))
+        })?;
+        let index =
+            Arc::new(LayerIndex::open(&path, false).map_err(|error| refused(error.to_string()))?);
         let cache = self
             .cache
             .blob(&index)
             .map_err(|error| LookupError::Disk(error.to_string()))?;
+        if !sources.contains(repository) {
+            sources.push(repository.clone());
+        }
         let layer = Arc::new(Layer::new(slot, index, cache, sources));
         self.put_meta(&layer)?;
         self.enter(layer);
@@ -223,7 +303,7 @@ impl Desk {
             .cache
             .blob_dir(layer.blob())
             .map_err(|error| LookupError::Disk(error.to_string()))?;
-        let meta = BlobMeta::new(layer.slot, layer.sources());
+        let meta = BlobMeta::new(layer.slot, layer.index.facts().toc, layer.sources());
         self.records
             .put_meta(&dir, &meta)
             .map_err(|error| LookupError::Disk(error.to_string()))
@@ -249,6 +329,16 @@ impl Desk {
             else {
                 continue;
             };
+            if layer.index.facts().toc != recorded.toc {
+                tracing::warn!(
+                    image = record.reference,
+                    layer = %recorded.blob,
+                    recorded = %recorded.toc,
+                    served = %layer.index.facts().toc,
+                    "a layer is left out of an image that had it with another TOC; pull the image again"
+                );
+                continue;
+            }
             for key in [recorded.blob, recorded.toc] {
                 let facts = info::Facts {
                     key,
@@ -269,15 +359,35 @@ impl Desk {
             }
         }
         let current = record.current.iter().filter_map(|blob| {
-            self.tables
-                .by_blob
-                .get(blob)
-                .map(|layer| Arc::clone(&layer))
+            // Only what was not left out above.
+            keys.get(blob).map(|record| Arc::clone(&record.layer))
         });
+        let layers = current.collect();
         Image {
-            layers: current.collect(),
+            layers,
             keys,
             record,
         }
     }
 }
+
+/// Whether an index is that of the directory it lies in, and the one it was registered with.
+fn own(index: &LayerIndex, dir: &Path, meta: &BlobMeta) -> Result<(), String> {
+    let facts = index.facts();
+    if dir
+        .file_name()
+        .is_none_or(|name| name.to_string_lossy() != facts.blob.hex())
+    {
+        return Err(format!("its index is that of layer {}", facts.blob));
+    }
+    match meta.toc {
+        Some(toc) if toc != facts.toc => Err(format!(
+            "it was registered with TOC {toc}, but its index has TOC {}",
+            facts.toc
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,22 +3,24 @@
 //! Everything of one image is asked for at the same time: the manifest first, then its config and the TOCs of all
 //! lazy layers together. Nothing here remembers anything.
 
-use std::{path::PathBuf, sync::Arc};
+mod toc;
 
-use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+
 use futures_util::{FutureExt as _, future::join_all};
 
 use super::{
     LookupError,
     manifest::{self, Descriptor, Document, Manifest},
     records::RecordedLayer,
+    staged::Staged,
 };
 use crate::{
     cache::Cache,
     config,
     digest::Digest,
-    format::{self, Annotated, footer, footer::TocPlace, limits::Limits, toc},
-    metrics::{ByLane, Lane, Metrics},
+    format::{self, Annotated, index::BlobFacts, limits::Limits},
+    metrics::Metrics,
     registry::{self, Reference, Repository},
 };
 
@@ -30,7 +32,7 @@ const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 /// What became of one layer of the image.
 #[derive(Debug, Clone)]
 pub(super) enum Verdict {
-    /// Its index is on disk.
+    /// It can be served: its index is on disk.
     Accepted(RecordedLayer),
     /// It announces no lazy format.
     Ordinary,
@@ -54,8 +56,36 @@ pub(super) struct Resolution {
     pub(super) layers: Vec<Resolved>,
 }
 
-/// What is served already of a blob: its TOC's digest and its bytes of content.
-pub(super) type Known = Box<dyn Fn(&Digest) -> Option<(Digest, u64)> + Send + Sync>;
+impl Resolution {
+    /// Takes back what was said of a layer.
+    pub(super) fn refuse(&mut self, blob: &Digest, error: &LookupError) {
+        for layer in self.layers.iter_mut().filter(|layer| layer.blob == *blob) {
+            layer.verdict = Verdict::Not(error.clone());
+        }
+    }
+}
+
+/// What is served already of a blob.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) facts: BlobFacts,
+    /// Bytes of content.
+    pub(super) content: u64,
+    pub(super) sources: Vec<Repository>,
+}
+
+/// Answers what is served already of a blob.
+pub(super) type Known = Box<dyn Fn(&Digest) -> Option<Served> + Send + Sync>;
+
+/// A layer that can be served.
+#[derive(Debug)]
+struct Usable {
+    toc: Digest,
+    /// Bytes of content.
+    content: u64,
+    /// Its index; `None` where the layer is served already.
+    staged: Option<Staged>,
+}
 
 /// What resolving needs.
 pub(super) struct Resolver {
@@ -64,17 +94,17 @@ pub(super) struct Resolver {
     pub(super) lookup: config::Lookup,
     pub(super) limits: Limits,
     pub(super) cache: Arc<Cache>,
-    /// Answers whether a blob is known already, with its TOC's digest.
     pub(super) known: Known,
 }
 
 impl Resolver {
-    /// Resolves the image; `key` picks the platform of a multi-arch image, without it this machine's is taken.
+    /// Resolves the image; `key` picks the platform of a multi-arch image, without it this machine's is taken. The
+    /// second half of the answer are the indexes of layers that are not served yet, for the registrar to put in place.
     pub(super) async fn resolve(
         &self,
         text: &str,
         key: Option<&Digest>,
-    ) -> Result<Resolution, LookupError> {
+    ) -> Result<(Resolution, Vec<Staged>), LookupError> {
         let reference: Reference =
             text.parse()
                 .map_err(
@@ -97,7 +127,8 @@ impl Resolver {
                 || (matches!(layer, Ok(None)) && self.may_probe(&repository))
         };
         if !lazy.iter().any(wanted) {
-            return Ok(self.without_network(repository, &manifest, lazy));
+            let resolution = self.without_network(repository, &manifest, lazy);
+            return Ok((resolution, Vec::new()));
         }
         let config = self
             .client
@@ -128,18 +159,20 @@ impl Resolver {
                 ),
             });
         }
+        let mut staged = Vec::new();
         let layers = layers.into_iter().zip(&manifest.layers).zip(diff_ids).map(
             |(((annotated, outcome), layer), diff_id)| {
                 let verdict = match outcome {
-                    Ok(Some((toc, content))) => {
+                    Ok(Some(usable)) => {
+                        staged.extend(usable.staged);
                         let size = layer
                             .annotations
                             .get(UNCOMPRESSED_SIZE)
                             .and_then(|text| text.parse().ok())
-                            .unwrap_or(content);
+                            .unwrap_or(usable.content);
                         Verdict::Accepted(RecordedLayer {
                             blob: layer.digest,
-                            toc,
+                            toc: usable.toc,
                             diff_id,
                             size,
                         })
@@ -154,10 +187,11 @@ impl Resolver {
                 }
             },
         );
-        Ok(Resolution {
+        let resolution = Resolution {
             layers: layers.collect(),
             repository,
-        })
+        };
+        Ok((resolution, staged))
     }
 
     /// One layer, with what its annotations announce.
@@ -168,10 +202,7 @@ impl Resolver {
         layer: &Descriptor,
         lazy: Result<Option<Annotated>, String>,
         repeated: bool,
-    ) -> (
-        Option<Annotated>,
-        Result<Option<(Digest, u64)>, LookupError>,
-    ) {
+    ) -> (Option<Annotated>, Result<Option<Usable>, LookupError>) {
         let announced = lazy.as_ref().ok().cloned().flatten();
         // Only a layer that would be served is a case for refusing.
         if repeated && announced.is_some() {
@@ -282,175 +313,6 @@ impl Resolver {
             repository,
         }
     }
-
-    /// Whether unannotated layers are looked into: only where configured, and only over a connection that proves who
-    /// answers, since nothing else binds the TOC to the layer (invariant 2).
-    fn may_probe(&self, repository: &Repository) -> bool {
-        self.lookup.probe_unannotated && self.client.is_verified(repository)
-    }
-
-    /// Brings one layer's index onto the disk. `Ok(None)`: an ordinary layer. Otherwise the TOC's digest and the bytes
-    /// of content.
-    async fn layer(
-        &self,
-        repository: &Repository,
-        layer: &Descriptor,
-        lazy: Result<Option<Annotated>, String>,
-    ) -> Result<Option<(Digest, u64)>, LookupError> {
-        let refused = |why: String| LookupError::Refused {
-            blob: layer.digest,
-            why,
-        };
-        let annotated = lazy.map_err(refused)?;
-        if annotated.is_none() && !self.may_probe(repository) {
-            return Ok(None);
-        }
-        if let Some((toc, content)) = (self.known)(&layer.digest) {
-            return match &annotated {
-                Some(annotated) if annotated.toc != toc => Err(refused(format!(
-                    "this manifest announces TOC {}, but the layer is already served with TOC {toc}",
-                    annotated.toc
-                ))),
-                _ => Ok(Some((toc, content))),
-            };
-        }
-        let (place, section) = match self.section(repository, layer, annotated.as_ref()).await? {
-            Ok(found) => found,
-            // Looked at because probing is on, and an ordinary layer after all.
-            Err(_) if annotated.is_none() => return Ok(None),
-            Err(why) => return Err(refused(why)),
-        };
-        if let Some(annotated) = &annotated
-            && annotated.format != place.format
-        {
-            return Err(refused(format!(
-                "it is announced as {:?}, but its footer says {:?}",
-                annotated.format, place.format
-            )));
-        }
-        let expected = annotated.map(|annotated| annotated.toc);
-        let dest = self
-            .cache
-            .blob_dir(&layer.digest)
-            .map_err(|error| refused(error.to_string()))?
-            .join("index");
-        self.build(section, place, layer, expected, dest)
-            .await
-            .map(Some)
-    }
-
-    /// The compressed TOC. The inner error: the layer does not have one that can be read.
-    async fn section(
-        &self,
-        repository: &Repository,
-        layer: &Descriptor,
-        annotated: Option<&Annotated>,
-    ) -> Result<Result<(TocPlace, Bytes), String>, LookupError> {
-        let too_long = |place: &TocPlace| {
-            format!(
-                "its TOC has {} bytes compressed, more than limits.max_toc_bytes = {}",
-                place.len, self.limits.max_toc_bytes
-            )
-        };
-        if let Some(place) = annotated.and_then(|annotated| annotated.place) {
-            if place.len > self.limits.max_toc_bytes {
-                return Ok(Err(too_long(&place)));
-            }
-            let bytes = self
-                .range(repository, layer, place.offset..place.offset + place.len)
-                .await?;
-            return Ok(Ok((place, bytes)));
-        }
-        let failed = |error: registry::RegistryError| {
-            LookupError::of_layer(&layer.digest, repository, &error)
-        };
-        let wanted = self
-            .lookup
-            .tail_bytes
-            .max(footer::MAX_FOOTER_LEN)
-            .min(layer.size);
-        let tail = self
-            .client
-            .tail(repository, &layer.digest, layer.size, wanted)
-            .await
-            .map_err(failed)?;
-        let place = match footer::parse(&tail.bytes, layer.size) {
-            Ok(place) => place,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        if place.len > self.limits.max_toc_bytes {
-            return Ok(Err(too_long(&place)));
-        }
-        let end = place.offset + place.len;
-        let have = tail.offset.max(place.offset);
-        let mut section = BytesMut::new();
-        if place.offset < tail.offset {
-            section.extend_from_slice(
-                &self
-                    .range(repository, layer, place.offset..tail.offset.min(end))
-                    .await?,
-            );
-        }
-        if have < end {
-            let (from, to) = (to_usize(have - tail.offset), to_usize(end - tail.offset));
-            section.extend_from_slice(tail.bytes.get(from..to).unwrap_or_default());
-        }
-        Ok(Ok((place, section.freeze())))
-    }
-
-    /// Some bytes of a blob, whole.
-    async fn range(
-        &self,
-        repository: &Repository,
-        layer: &Descriptor,
-        range: std::ops::Range<u64>,
-    ) -> Result<Bytes, LookupError> {
-        let failed = |error: registry::RegistryError| {
-            LookupError::of_layer(&layer.digest, repository, &error)
-        };
-        let lane = ByLane {
-            lane: Lane::Metadata,
-        };
-        self.metrics.requests.get_or_create(&lane).inc();
-        let mut bytes = BytesMut::new();
-        let mut body = self
-            .client
-            .range(repository, &layer.digest, layer.size, range)
-            .await
-            .map_err(failed)?;
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece.map_err(failed)?);
-        }
-        let received = bytes.len() as u64;
-        self.metrics
-            .fetched_bytes
-            .get_or_create(&lane)
-            .inc_by(received);
-        Ok(bytes.freeze())
-    }
-
-    /// Parses and writes off the async threads.
-    async fn build(
-        &self,
-        section: Bytes,
-        place: TocPlace,
-        layer: &Descriptor,
-        expected: Option<Digest>,
-        dest: PathBuf,
-    ) -> Result<(Digest, u64), LookupError> {
-        let (blob, size, limits) = (layer.digest, layer.size, self.limits.clone());
-        let refused = move |why: String| LookupError::Refused { blob, why };
-        let built = tokio::task::spawn_blocking(move || {
-            let facts = toc::build_index(&section, &place, blob, size, expected, &limits, &dest)
-                .map_err(|error| refused(error.to_string()))?;
-            let index = format::LayerIndex::open(&dest, false)
-                .map_err(|error| refused(error.to_string()))?;
-            Ok((facts.toc, index.data_len()))
-        });
-        built
-            .await
-            .unwrap_or_else(|error| Err(refused(format!("building its index failed: {error}"))))
-    }
 }
 
 /// Whether an engine that asks for `key` means a layer of this image.
@@ -460,9 +322,4 @@ fn has(manifest: &Manifest, key: &Digest) -> bool {
             || format::annotated(&layer.annotations, layer.size)
                 .is_ok_and(|a| a.is_some_and(|a| a.toc == *key))
     })
-}
-
-/// Positions in a buffer that is in memory.
-fn to_usize(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
 }

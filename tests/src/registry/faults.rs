@@ -1,6 +1,7 @@
 //! What the registry does wrong, by rule: which requests, which fault, how often.
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::log::Record;
 
@@ -29,6 +30,8 @@ pub enum Fault {
     },
     /// No answer, and the connection stays open.
     Silence,
+    /// No answer until [`Faults::release`]; then the right one.
+    Hold,
     /// The bytes of this blob, under the headers that it would have.
     OtherBlob {
         /// Its digest.
@@ -150,6 +153,10 @@ impl Rule {
 #[derive(Debug, Default)]
 pub struct Faults {
     rules: Mutex<Vec<Armed>>,
+    /// How many requests were held so far.
+    held: watch::Sender<u64>,
+    /// How often held requests were released.
+    releases: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -178,6 +185,24 @@ impl Faults {
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.rules.lock().iter().map(|armed| armed.hits).sum()
+    }
+
+    /// Waits until so many requests, counted from the beginning, were [held](Fault::Hold).
+    pub async fn held(&self, count: u64) {
+        // The sender lives in this object, so this ends only when it is so.
+        let _ = self.held.subscribe().wait_for(|held| *held >= count).await;
+    }
+
+    /// Answers all requests that are held. Rules that are in force go on holding later ones.
+    pub fn release(&self) {
+        self.releases.send_modify(|releases| *releases += 1);
+    }
+
+    /// Holds a request.
+    pub(super) async fn hold(&self) {
+        let mut releases = self.releases.subscribe();
+        self.held.send_modify(|held| *held += 1);
+        let _ = releases.changed().await;
     }
 
     pub(super) fn strike(&self, record: &Record) -> Option<Fault> {

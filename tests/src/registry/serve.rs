@@ -60,6 +60,9 @@ pub(super) async fn answer(
         return Ok(response);
     }
     let fault = state.faults.strike(&record);
+    if fault == Some(Fault::Hold) {
+        state.faults.hold().await;
+    }
     let answer = match &fault {
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::Html) => document(

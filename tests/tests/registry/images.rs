@@ -1,0 +1,176 @@
+//! Images of a registry that is hostile, wrong or slow: what is served of them, and what they may not do to others.
+
+use std::sync::Arc;
+
+use forelayer::{
+    cache::Cache,
+    config::{self, Config},
+    digest::Digest,
+    image::{Images, LookupError},
+    metrics::Metrics,
+    registry::Client,
+};
+use forelayer_tests::{
+    fixtures::{Entry, Image, ImageConfig, Layer, Lazy},
+    registry::{Content, Fault, Rule, Server},
+};
+
+/// A registry, and a store without mounts.
+struct Bench {
+    server: Server,
+    images: Arc<Images>,
+    state: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(config::Lookup::default())
+    }
+
+    fn with(lookup: config::Lookup) -> Self {
+        let config = Config {
+            lookup,
+            ..Config::default()
+        };
+        let state = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let images = Images::open(
+            state.path(),
+            &config.lookup,
+            &config.limits,
+            Arc::new(Cache::open(state.path()).unwrap()),
+            Client::new(&config.registry, Arc::clone(&metrics)).unwrap(),
+            metrics,
+        );
+        Self {
+            server: Server::start(Content::default()).unwrap(),
+            images: Arc::new(images.unwrap()),
+            state,
+        }
+    }
+
+    /// Publishes an image of these layers as the repository's `latest`; answers its reference.
+    fn publish(&self, repository: &str, layers: &[Layer]) -> String {
+        publish(&self.server, repository, layers)
+    }
+
+    async fn lookup(&self, reference: &str, layer: &Layer) -> Result<Digest, LookupError> {
+        let record = self.images.lookup(reference, &key(layer)).await?;
+        Ok(record.layer.index.facts().toc)
+    }
+
+    async fn refusal(&self, reference: &str, layer: &Layer) -> String {
+        let error = self.lookup(reference, layer).await.unwrap_err();
+        assert!(matches!(error, LookupError::Refused { .. }), "{error}");
+        error.to_string()
+    }
+}
+
+fn publish(server: &Server, repository: &str, layers: &[Layer]) -> String {
+    let image = Image::new(layers, &ImageConfig::default()).unwrap();
+    server.content().add_image(repository, "latest", &image);
+    format!("{}/{repository}:latest", server.host())
+}
+
+fn key(layer: &Layer) -> Digest {
+    layer.digest.parse().unwrap()
+}
+
+fn toc(layer: &Layer) -> Digest {
+    layer.toc_digest.parse().unwrap()
+}
+
+fn layer(content: &str, lazy: &Lazy) -> Layer {
+    let entries = [
+        Entry::dir("etc"),
+        Entry::file("etc/motd", content.to_owned()),
+    ];
+    Layer::build(&entries, lazy).unwrap()
+}
+
+/// Another layer that pretends to be this blob.
+fn pretending(victim: &Layer, content: &str) -> Layer {
+    let mut evil = layer(content, &Lazy::zstd_chunked());
+    evil.digest.clone_from(&victim.digest);
+    evil
+}
+
+#[tokio::test]
+async fn an_image_whose_toc_is_on_its_way_does_not_replace_the_tree_that_came_first() {
+    let bench = Bench::new();
+    let victim = layer("the victim's", &Lazy::zstd_chunked());
+    let evil = pretending(&victim, "somebody else's");
+    let elsewhere = Server::start(Content::default()).unwrap();
+    let evil_reference = publish(&elsewhere, "evil/image", std::slice::from_ref(&evil));
+    elsewhere
+        .faults()
+        .add(Rule::blob(&victim.digest, Fault::Hold));
+    let asking = {
+        let (images, reference, key) = (
+            Arc::clone(&bench.images),
+            evil_reference.clone(),
+            key(&victim),
+        );
+        tokio::spawn(async move { images.lookup(&reference, &key).await.map(|_| ()) })
+    };
+    elsewhere.faults().held(1).await;
+    let reference = bench.publish("a/victim", std::slice::from_ref(&victim));
+    assert_eq!(
+        bench.lookup(&reference, &victim).await.unwrap(),
+        toc(&victim)
+    );
+    elsewhere.faults().release();
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("already served"), "{error}");
+    let hex = victim.digest.strip_prefix("sha256:").unwrap();
+    let dir = bench.state.path().join("blobs/sha256").join(hex);
+    let index = forelayer::format::LayerIndex::open(&dir.join("index"), true).unwrap();
+    assert_eq!(index.facts().toc, toc(&victim));
+    let left = std::fs::read_dir(&dir).unwrap().filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with("index.")
+    });
+    assert_eq!(left.count(), 0, "what was built in vain is removed");
+    assert!(bench.images.image(&evil_reference).is_none());
+}
+
+#[tokio::test]
+async fn a_manifest_with_another_size_or_toc_of_a_served_layer_is_refused() {
+    let bench = Bench::new();
+    let victim = layer("the victim's", &Lazy::zstd_chunked());
+    let reference = bench.publish("a/victim", std::slice::from_ref(&victim));
+    bench.lookup(&reference, &victim).await.unwrap();
+    let mut longer = victim.clone();
+    longer.blob = [&victim.blob[..], b"more"].concat().into();
+    let reference = bench.publish("b/longer", &[longer]);
+    let why = bench.refusal(&reference, &victim).await;
+    assert!(why.contains("bytes") && why.contains("b/longer"), "{why}");
+    let mut other = victim.clone();
+    for (name, value) in &mut other.annotations {
+        if name.ends_with("manifest-checksum") {
+            *value = Digest::of(b"another TOC").to_string();
+        }
+    }
+    let reference = bench.publish("c/other", &[other]);
+    let why = bench.refusal(&reference, &victim).await;
+    assert!(why.contains("announces TOC"), "{why}");
+}
+
+#[tokio::test]
+async fn a_toc_counts_for_an_unannotated_layer_only_in_the_repository_that_supplied_it() {
+    let bench = Bench::with(config::Lookup {
+        probe_unannotated: true,
+        ..config::Lookup::default()
+    });
+    let annotated = layer("hello", &Lazy::estargz());
+    let bare = annotated.clone().unannotated();
+    let first = bench.publish("a/first", std::slice::from_ref(&annotated));
+    bench.lookup(&first, &annotated).await.unwrap();
+    let other = bench.publish("b/other", std::slice::from_ref(&bare));
+    let error = bench.lookup(&other, &bare).await.unwrap_err();
+    assert!(matches!(error, LookupError::Ordinary { .. }), "{error}");
+    let image = Image::new(std::slice::from_ref(&bare), &ImageConfig::default()).unwrap();
+    bench.server.content().add_image("a/first", "bare", &image);
+    let same = format!("{}/a/first:bare", bench.server.host());
+    assert_eq!(bench.lookup(&same, &bare).await.unwrap(), toc(&annotated));
+}
