@@ -665,6 +665,81 @@ async fn redirects_that_cannot_be_followed_are_named() {
     }
 }
 
+/// Answers every request with this head, and behind it with zeros without end if that is wanted. What it could not
+/// write because the client went away is no fault.
+async fn talking(head: String, endless: bool) -> (Repository, tokio::task::JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let task = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let head = head.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                while let Ok(1..) = stream.read(&mut request).await {
+                    let _ = stream.write_all(head.as_bytes()).await;
+                    while endless && stream.write_all(&[0; 4096]).await.is_ok() {}
+                }
+            });
+        }
+    });
+    let name = "a/b".to_owned();
+    (Repository { host, name }, task)
+}
+
+#[tokio::test]
+async fn what_comes_with_a_redirect_or_a_refusal_is_not_read_without_bound() {
+    let bench = Bench::new();
+    let place = format!(
+        "http://{}/v2/a/b/blobs/{}",
+        bench.server.host(),
+        bench.large
+    );
+    let redirect = format!("HTTP/1.1 307 Go\r\nLocation: {place}\r\n");
+    let refusal = "HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=\"x\"\r\n";
+    // (head, whether it goes on without end, whether the blob is reached)
+    let cases = [
+        (format!("{redirect}Connection: close\r\n\r\n"), true, true),
+        (
+            format!("{redirect}Content-Length: 1000000000\r\n\r\n"),
+            true,
+            true,
+        ),
+        (
+            format!("{redirect}Content-Length: 10\r\n\r\n12345"),
+            false,
+            true,
+        ),
+        (format!("{refusal}Connection: close\r\n\r\n"), true, false),
+        (
+            format!("{refusal}Content-Length: 10\r\n\r\n12345"),
+            false,
+            false,
+        ),
+    ];
+    for (head, endless, reached) in cases {
+        let (repository, task) = talking(head.clone(), endless).await;
+        let mut config = config::Registry {
+            read_timeout: Duration::from_millis(200),
+            ..config::Registry::default()
+        };
+        let credentials = config::Credentials {
+            username: "u".into(),
+            password: "p".into(),
+        };
+        config
+            .credentials
+            .insert(repository.host.clone(), credentials);
+        let client = Client::new(&config, Arc::new(Metrics::new())).unwrap();
+        let asking = client.range(&repository, &bench.large, BLOB as u64, 0..10);
+        // Not a wait: it ends a body that is read for ever.
+        let answer = tokio::time::timeout(Duration::from_secs(20), asking).await;
+        let answer = answer.unwrap_or_else(|_| panic!("still reading behind {head:?}"));
+        assert_eq!(answer.is_ok(), reached, "{head:?}: {answer:?}");
+        task.abort();
+    }
+}
+
 #[tokio::test]
 async fn the_registry_stands_in_front_of_another_one() {
     let bench = Bench::new();

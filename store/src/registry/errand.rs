@@ -129,8 +129,7 @@ impl Inner {
             let target = self.target(&url, &response)?;
             let this = redirects::lifetime(&target, response.headers(), SystemTime::now());
             lifetime = Some(lifetime.map_or(this, |earlier| earlier.min(this)));
-            // Read to its end, so that the connection can be used again.
-            drop(response.bytes().await);
+            self.transport.finish(response).await;
             response = if same_origin(&target, &base) {
                 self.admitted(errand, &base, &target).await?
             } else {
@@ -186,7 +185,7 @@ impl Inner {
                 return Ok(response);
             }
             let headers = response.headers().clone();
-            drop(response.bytes().await);
+            self.transport.finish(response).await;
             used = Some(
                 self.auth
                     .answer(errand.repository, url, &headers, used.as_ref())

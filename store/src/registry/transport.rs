@@ -26,6 +26,9 @@ const IDLE_PER_HOST: usize = 32;
 /// How much of an error's body is read, and shown.
 const EXCERPT_READ: usize = 4096;
 const EXCERPT_SHOWN: usize = 200;
+/// How much is read of a body that nobody wants, to keep its connection. Those of redirects and refusals are shorter;
+/// for a longer one a new connection is cheaper.
+const UNWANTED_READ: usize = 64 << 10;
 
 /// The HTTP clients and the rules for their use.
 #[derive(Debug)]
@@ -152,6 +155,26 @@ impl Transport {
             Ok(Err(e)) => Err(causes(&e.without_url())),
             Err(_) => Err(format!("nothing arrived for {:?}", self.read_timeout)),
         }
+    }
+
+    /// Reads the rest of an answer that nobody wants, so that its connection can be used again; what is long or slow
+    /// is closed instead. The bound is on the whole: a body that trickles must not hold a lookup.
+    pub(super) async fn finish(&self, mut response: Response) {
+        let too_long = |len| len > UNWANTED_READ as u64;
+        if response.content_length().is_some_and(too_long) {
+            return;
+        }
+        let read = async {
+            let mut left = UNWANTED_READ;
+            while let Ok(Some(piece)) = response.chunk().await {
+                match left.checked_sub(piece.len()) {
+                    Some(less) => left = less,
+                    None => break,
+                }
+            }
+        };
+        // Either way the answer is dropped now.
+        let _ = tokio::time::timeout(self.read_timeout, read).await;
     }
 
     /// Makes an error of an answer whose status says that it is none.
