@@ -277,31 +277,44 @@ impl Client {
         len: u64,
     ) -> Result<Tail, RegistryError> {
         let offset = size.saturating_sub(len);
+        let bytes = self.part(repository, blob, size, offset..size).await?;
+        Ok(Tail { offset, bytes })
+    }
+
+    /// A part of a blob of known size, whole and in memory: for TOCs. It is metadata: counted so, under the bound on
+    /// requests at once, and asked for again where that can help.
+    pub async fn part(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<Bytes, RegistryError> {
         let mut again = Again::default();
         loop {
             match self
-                .permitted(self.tail_once(repository, blob, size, offset))
+                .permitted(self.part_once(repository, blob, size, &range))
                 .await
             {
-                Ok(tail) => return Ok(tail),
+                Ok(bytes) => return Ok(bytes),
                 Err(error) => again.pause(error).await?,
             }
         }
     }
 
-    async fn tail_once(
+    async fn part_once(
         &self,
         repository: &Repository,
         blob: &Digest,
         size: u64,
-        offset: u64,
-    ) -> Result<Tail, RegistryError> {
+        range: &Range<u64>,
+    ) -> Result<Bytes, RegistryError> {
         let body = self
-            .open_range(repository, blob, size, &(offset..size), false)
+            .open_range(repository, blob, size, range, false)
             .await?;
         let bytes = body.collect().await?;
         self.inner.count_bytes(bytes.len());
-        Ok(Tail { offset, bytes })
+        Ok(bytes)
     }
 
     /// Runs a request for metadata when there is room for one.

@@ -112,7 +112,6 @@ impl Images {
         };
         let resolver = Resolver {
             client,
-            metrics: Arc::clone(&metrics),
             lookup: config.clone(),
             limits: limits.clone(),
             cache,

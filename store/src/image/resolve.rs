@@ -20,7 +20,6 @@ use crate::{
     config,
     digest::Digest,
     format::{self, Annotated, index::BlobFacts, limits::Limits},
-    metrics::Metrics,
     registry::{self, Reference, Repository},
 };
 
@@ -90,7 +89,6 @@ struct Usable {
 /// What resolving needs.
 pub(super) struct Resolver {
     pub(super) client: registry::Client,
-    pub(super) metrics: Arc<Metrics>,
     pub(super) lookup: config::Lookup,
     pub(super) limits: Limits,
     pub(super) cache: Arc<Cache>,

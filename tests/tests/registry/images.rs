@@ -1,6 +1,6 @@
 //! Images of a registry that is hostile, wrong or slow: what is served of them, and what they may not do to others.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use forelayer::{
     cache::Cache,
@@ -12,7 +12,7 @@ use forelayer::{
 };
 use forelayer_tests::{
     fixtures::{Entry, Image, ImageConfig, Layer, Lazy},
-    registry::{Content, Fault, Rule, Server},
+    registry::{Content, Fault, Record, Rule, Server},
 };
 
 /// A registry, and a store without mounts.
@@ -173,4 +173,39 @@ async fn a_toc_counts_for_an_unannotated_layer_only_in_the_repository_that_suppl
     bench.server.content().add_image("a/first", "bare", &image);
     let same = format!("{}/a/first:bare", bench.server.host());
     assert_eq!(bench.lookup(&same, &bare).await.unwrap(), toc(&annotated));
+}
+
+/// The most requests that were under way together, by the registry's own clock.
+fn at_once(server: &Server) -> usize {
+    let records = server.log().records();
+    let under_way = |at| {
+        let covers = |record: &&Record| record.start <= at && record.end.is_none_or(|end| at < end);
+        records.iter().filter(covers).count()
+    };
+    let starts = records.iter().map(|record| under_way(record.start));
+    starts.max().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn the_place_of_a_toc_is_asked_for_again_and_within_the_bound_on_requests() {
+    let bench = Bench::new();
+    let layers: Vec<_> = (0..60)
+        .map(|number| layer(&format!("layer {number}"), &Lazy::zstd_chunked()))
+        .collect();
+    let reference = bench.publish("a/many", &layers);
+    let status = Fault::Status {
+        status: 503,
+        retry_after: None,
+    };
+    let faults = bench.server.faults();
+    faults.add(Rule::blob(&layers[7].digest, status).times(2));
+    bench.server.set_latency(Duration::from_millis(20));
+    assert_eq!(
+        bench.lookup(&reference, &layers[7]).await.unwrap(),
+        toc(&layers[7])
+    );
+    assert_eq!(faults.hits(), 2);
+    let at_once = at_once(&bench.server);
+    // 32, and a few whose end the registry has not noticed yet.
+    assert!((2..45).contains(&at_once), "{at_once} requests at once");
 }

@@ -7,7 +7,6 @@ use crate::{
     digest::Digest,
     format::{self, Annotated, footer, footer::TocPlace, toc},
     image::{LookupError, manifest::Descriptor, staged::Place},
-    metrics::{ByLane, Lane},
     registry::{self, Repository},
 };
 
@@ -164,28 +163,10 @@ impl Resolver {
         layer: &Descriptor,
         range: std::ops::Range<u64>,
     ) -> Result<Bytes, LookupError> {
-        let failed = |error: registry::RegistryError| {
-            LookupError::of_layer(&layer.digest, repository, &error)
-        };
-        let lane = ByLane {
-            lane: Lane::Metadata,
-        };
-        self.metrics.requests.get_or_create(&lane).inc();
-        let mut bytes = BytesMut::new();
-        let mut body = self
-            .client
-            .range(repository, &layer.digest, layer.size, range)
+        self.client
+            .part(repository, &layer.digest, layer.size, range)
             .await
-            .map_err(failed)?;
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece.map_err(failed)?);
-        }
-        let received = bytes.len() as u64;
-        self.metrics
-            .fetched_bytes
-            .get_or_create(&lane)
-            .inc_by(received);
-        Ok(bytes.freeze())
+            .map_err(|error| LookupError::of_layer(&layer.digest, repository, &error))
     }
 
     /// Parses and writes off the async threads.
