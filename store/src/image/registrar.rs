@@ -65,8 +65,11 @@ impl Registrar {
         let run = move || {
             while let Some(request) = receiver.blocking_recv() {
                 let outcome = desk.register(&request);
+                let Request { staged, reply, .. } = request;
+                // Who hears the answer finds nothing unfinished on disk.
+                drop(staged);
                 // A receiver that is gone belongs to a store that stops.
-                let _ = request.reply.send(outcome);
+                let _ = reply.send(outcome);
             }
         };
         thread::Builder::new()
