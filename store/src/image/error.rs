@@ -37,7 +37,7 @@ pub enum LookupError {
     },
     /// Two lowers of one overlay cannot be the same directory.
     #[error(
-        "layer {blob} occurs more than once in image {reference}; overlayfs cannot mount that from one tree"
+        "layer {blob} occurs more than once in image {reference}, or its TOC does; overlayfs cannot mount that from one tree"
     )]
     Repeated {
         /// The reference.

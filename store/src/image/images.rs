@@ -13,7 +13,7 @@ use super::{
     layer::Layer,
     records::{ImageRecord, Records},
     registrar::{Registrar, Tables},
-    resolve::{Resolution, Resolver, Served, Verdict},
+    resolve::{Resolution, Resolver, Room, Served, Verdict},
 };
 use crate::{
     cache::Cache,
@@ -116,6 +116,7 @@ impl Images {
             limits: limits.clone(),
             cache,
             known: Box::new(known),
+            room: Room::new(),
         };
         Ok(Self {
             tables,

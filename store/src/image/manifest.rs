@@ -4,7 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use crate::digest::Digest;
+use crate::{digest::Digest, format};
+
+/// Layers of an image at most: overlayfs mounts no more lowers (`OVL_MAX_STACK`).
+pub const MAX_LAYERS: usize = 500;
+/// Manifests of an index at most: several times as many as there are platforms, attestations included.
+pub const MAX_CHILDREN: usize = 256;
 
 /// A document that a reference can name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +86,14 @@ pub enum ManifestError {
         /// Where and how.
         why: String,
     },
+    /// It lists more than anybody could use; what each entry costs must not be for an image to choose.
+    #[error("the {what}, more than {limit}")]
+    TooMany {
+        /// What it lists, and how many.
+        what: String,
+        /// The limit.
+        limit: usize,
+    },
     /// Schema 1 images have no layers that could be lazy.
     #[error("media type {0:?} is not supported")]
     MediaType(String),
@@ -99,9 +112,22 @@ pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Document, ManifestError> 
         other => return Err(ManifestError::MediaType(other.chars().take(100).collect())),
     };
     if !is_index {
-        return json("manifest", bytes).map(Document::Manifest);
+        let manifest: Manifest = json("manifest", bytes)?;
+        at_most(
+            "manifest lists",
+            manifest.layers.len(),
+            "layers",
+            MAX_LAYERS,
+        )?;
+        return Ok(Document::Manifest(manifest));
     }
     let index: IndexDocument = json("index", bytes)?;
+    at_most(
+        "index lists",
+        index.manifests.len(),
+        "manifests",
+        MAX_CHILDREN,
+    )?;
     let (mut host, mut others) = (Vec::new(), Vec::new());
     for entry in index.manifests {
         match entry.platform {
@@ -123,17 +149,50 @@ pub fn diff_ids(bytes: &[u8]) -> Result<Vec<Digest>, ManifestError> {
 }
 
 impl Manifest {
-    /// Digests that stand for more than one layer of this image. Overlayfs refuses one directory as two lowers, so
-    /// such layers cannot be served (docs/design.md, "One tree a blob").
+    /// Digests of the layers that cannot be served beside another one of this image, see [`repeated`].
     #[must_use]
     pub fn repeated(&self) -> BTreeSet<Digest> {
-        let mut seen = BTreeSet::new();
-        self.layers
-            .iter()
-            .filter(|layer| !seen.insert(layer.digest))
-            .map(|layer| layer.digest)
-            .collect()
+        repeated(self.layers.iter().map(|layer| {
+            let annotated = format::annotated(&layer.annotations, layer.size);
+            // What is announced so that it cannot be read is refused for that.
+            let toc = annotated.ok().flatten().map(|annotated| annotated.toc);
+            (layer.digest, toc)
+        }))
     }
+}
+
+/// Of layers with the digests of blob and TOC: the blobs of those that share a digest with another one. An engine asks
+/// by either digest and would get one tree for both, and overlayfs refuses one directory as two lowers
+/// (docs/design.md, "One tree a blob").
+#[must_use]
+pub fn repeated(layers: impl Iterator<Item = (Digest, Option<Digest>)>) -> BTreeSet<Digest> {
+    let mut users: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
+    for (blob, toc) in layers {
+        users.entry(blob).or_default().push(blob);
+        if let Some(toc) = toc.filter(|toc| *toc != blob) {
+            users.entry(toc).or_default().push(blob);
+        }
+    }
+    users
+        .into_values()
+        .filter(|blobs| blobs.len() > 1)
+        .flatten()
+        .collect()
+}
+
+fn at_most(
+    lists: &'static str,
+    count: usize,
+    what: &'static str,
+    limit: usize,
+) -> Result<(), ManifestError> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(ManifestError::TooMany {
+        what: format!("{lists} {count} {what}"),
+        limit,
+    })
 }
 
 fn json<T: serde::de::DeserializeOwned>(
@@ -217,6 +276,60 @@ mod tests {
             manifest.repeated(),
             BTreeSet::from([hex(1).parse().unwrap()])
         );
+    }
+
+    #[test]
+    fn a_toc_of_two_layers_is_found_as_a_digest_of_two_layers_is() {
+        let digest = |n: u8| hex(n).parse::<Digest>().unwrap();
+        let find = |layers: &[(u8, Option<u8>)]| -> Vec<Digest> {
+            let layers = layers.iter();
+            repeated(layers.map(|&(blob, toc)| (digest(blob), toc.map(digest))))
+                .into_iter()
+                .collect()
+        };
+        let both = [digest(1), digest(2)];
+        assert_eq!(find(&[(1, Some(9)), (2, Some(9)), (3, Some(8))]), both);
+        assert_eq!(find(&[(1, Some(2)), (2, None), (3, None)]), both);
+        assert_eq!(find(&[(1, Some(1)), (2, Some(3))]), []);
+        let layer = |n| {
+            format!(
+                r#"{{"digest":"{}","size":1,"annotations":{{"containerd.io/snapshot/stargz/toc.digest":"{}"}}}}"#,
+                hex(n),
+                hex(9)
+            )
+        };
+        let text = format!(
+            r#"{{"config":{},"layers":[{},{}]}}"#,
+            layer(7),
+            layer(1),
+            layer(2)
+        );
+        let Document::Manifest(manifest) = parse("", text.as_bytes()).unwrap() else {
+            panic!("a manifest was expected");
+        };
+        assert_eq!(manifest.repeated(), BTreeSet::from(both));
+    }
+
+    #[test]
+    fn what_lists_too_much_is_refused() {
+        let layer = format!(r#"{{"digest":"{}","size":1}}"#, hex(1));
+        let manifest = |count| {
+            let layers = vec![layer.as_str(); count].join(",");
+            parse(
+                "",
+                format!(r#"{{"config":{layer},"layers":[{layers}]}}"#).as_bytes(),
+            )
+        };
+        assert!(manifest(MAX_LAYERS).is_ok());
+        let why = manifest(MAX_LAYERS + 1).unwrap_err().to_string();
+        assert_eq!(why, "the manifest lists 501 layers, more than 500");
+        let index = |count| {
+            let children = vec![layer.as_str(); count].join(",");
+            parse("", format!(r#"{{"manifests":[{children}]}}"#).as_bytes())
+        };
+        assert!(index(MAX_CHILDREN).is_ok());
+        let why = index(MAX_CHILDREN + 1).unwrap_err().to_string();
+        assert_eq!(why, "the index lists 257 manifests, more than 256");
     }
 
     proptest! {

@@ -3,11 +3,14 @@
 //! Everything of one image is asked for at the same time: the manifest first, then its config and the TOCs of all
 //! lazy layers together. Nothing here remembers anything.
 
+mod room;
 mod toc;
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt as _, future::join_all};
+use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
+
+pub(super) use room::Room;
 
 use super::{
     LookupError,
@@ -25,6 +28,8 @@ use crate::{
 
 /// No image's config comes near.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
+/// Children of an index asked for at once: each may have as many bytes as a manifest may have.
+const CHILDREN_AT_ONCE: usize = 8;
 /// The annotation in which eStargz writers leave the size of the uncompressed layer.
 const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 
@@ -62,6 +67,21 @@ impl Resolution {
             layer.verdict = Verdict::Not(error.clone());
         }
     }
+
+    /// TOCs that were found only by looking show only now that one stands for two layers.
+    fn refuse_repeated(&mut self, text: &str) {
+        let accepted = self.layers.iter().filter_map(|layer| match layer.verdict {
+            Verdict::Accepted(recorded) => Some((recorded.blob, Some(recorded.toc))),
+            Verdict::Ordinary | Verdict::Not(_) => None,
+        });
+        for blob in manifest::repeated(accepted) {
+            let error = LookupError::Repeated {
+                reference: text.to_owned(),
+                blob,
+            };
+            self.refuse(&blob, &error);
+        }
+    }
 }
 
 /// What is served already of a blob.
@@ -93,6 +113,7 @@ pub(super) struct Resolver {
     pub(super) limits: Limits,
     pub(super) cache: Arc<Cache>,
     pub(super) known: Known,
+    pub(super) room: Room,
 }
 
 impl Resolver {
@@ -185,10 +206,11 @@ impl Resolver {
                 }
             },
         );
-        let resolution = Resolution {
+        let mut resolution = Resolution {
             layers: layers.collect(),
             repository,
         };
+        resolution.refuse_repeated(text);
         Ok((resolution, staged))
     }
 
@@ -232,45 +254,25 @@ impl Resolver {
             Document::Index(digests) => digests,
         };
         // The platform of this machine is nearly always the one; the others are asked for only if it is not.
-        let mut rest = digests.as_slice();
-        while let Some((first, others)) = rest.split_first() {
-            let (now, later) = if rest.len() == digests.len() {
-                (std::slice::from_ref(first), others)
-            } else {
-                (rest, &[][..])
-            };
-            let mut children = Vec::with_capacity(now.len());
-            for digest in now {
-                children.push(
-                    self.client
-                        .manifest_by_digest(&reference.repository, digest)
-                        .boxed(),
-                );
+        let (first, others) = digests.split_at(digests.len().min(1));
+        let mut failure = None;
+        for group in [first, others] {
+            // Made and boxed one by one: the compiler cannot prove the stream Send otherwise.
+            let mut asking = Vec::with_capacity(group.len());
+            for digest in group {
+                asking.push(self.child(&reference.repository, text, digest, key).boxed());
             }
-            let children = join_all(children);
-            let mut failure = None;
-            for child in children.await {
-                let child = match child {
-                    Ok(child) => child,
-                    Err(error) => {
-                        failure = Some(failed(error));
-                        continue;
-                    }
-                };
-                match manifest::parse(&child.media_type, &child.bytes) {
-                    Ok(Document::Manifest(manifest))
-                        if key.is_none_or(|key| has(&manifest, key)) =>
-                    {
-                        return Ok(manifest);
-                    }
-                    // A child of another kind (an artifact, a nested index) holds no layer an engine asks for.
-                    Ok(_) | Err(_) => {}
+            let mut children = stream::iter(asking).buffered(CHILDREN_AT_ONCE);
+            while let Some(child) = children.next().await {
+                match child {
+                    Ok(Some(manifest)) => return Ok(manifest),
+                    Ok(None) => {}
+                    Err(error) => failure = Some(error),
                 }
             }
-            if let (Some(failure), true) = (failure, later.is_empty()) {
-                return Err(failure);
-            }
-            rest = later;
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
         }
         Err(match key {
             Some(key) => LookupError::NotInImage {
@@ -281,6 +283,28 @@ impl Resolver {
                 reference: text.to_owned(),
                 why: "its index lists no image".to_owned(),
             },
+        })
+    }
+
+    /// A child of an index; `None` if it is not the image that is meant, so that nothing of it stays in memory.
+    async fn child(
+        &self,
+        repository: &Repository,
+        text: &str,
+        digest: &Digest,
+        key: Option<&Digest>,
+    ) -> Result<Option<Manifest>, LookupError> {
+        let child = self
+            .client
+            .manifest_by_digest(repository, digest)
+            .await
+            .map_err(|error| LookupError::registry(text, &error))?;
+        Ok(match manifest::parse(&child.media_type, &child.bytes) {
+            Ok(Document::Manifest(manifest)) if key.is_none_or(|key| has(&manifest, key)) => {
+                Some(manifest)
+            }
+            // A child of another kind (an artifact, a nested index) holds no layer an engine asks for.
+            Ok(_) | Err(_) => None,
         })
     }
 

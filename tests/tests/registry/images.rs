@@ -11,7 +11,7 @@ use forelayer::{
     registry::Client,
 };
 use forelayer_tests::{
-    fixtures::{Entry, Image, ImageConfig, Layer, Lazy},
+    fixtures::{Entry, Image, ImageConfig, Layer, Lazy, digest},
     registry::{Content, Fault, Record, Rule, Server},
 };
 
@@ -208,4 +208,52 @@ async fn the_place_of_a_toc_is_asked_for_again_and_within_the_bound_on_requests(
     let at_once = at_once(&bench.server);
     // 32, and a few whose end the registry has not noticed yet.
     assert!((2..45).contains(&at_once), "{at_once} requests at once");
+}
+
+#[tokio::test]
+async fn the_children_of_an_index_are_asked_for_a_few_at_a_time() {
+    let bench = Bench::new();
+    let layers: Vec<_> = (0..40)
+        .map(|number| layer(&format!("platform {number}"), &Lazy::zstd_chunked()))
+        .collect();
+    let images: Vec<_> = layers
+        .iter()
+        .map(|layer| Image::new(std::slice::from_ref(layer), &ImageConfig::default()).unwrap())
+        .collect();
+    let index = Image::index(&images).unwrap();
+    bench
+        .server
+        .content()
+        .add_image("a/index", "latest", &index);
+    let reference = format!("{}/a/index:latest", bench.server.host());
+    bench.server.set_latency(Duration::from_millis(20));
+    let last = &layers[39];
+    assert_eq!(bench.lookup(&reference, last).await.unwrap(), toc(last));
+    let at_once = at_once(&bench.server);
+    // 8, and a few whose end the registry has not noticed yet.
+    assert!((2..14).contains(&at_once), "{at_once} requests at once");
+}
+
+#[tokio::test]
+async fn layers_that_share_a_toc_are_refused_however_it_is_found() {
+    let bench = Bench::with(config::Lookup {
+        probe_unannotated: true,
+        ..config::Lookup::default()
+    });
+    let first = layer("hello", &Lazy::estargz());
+    // Another blob with the same TOC: what lies in front of the TOC differs.
+    let mut second = first.clone();
+    let mut blob = second.blob.to_vec();
+    blob[4] ^= 1;
+    second.digest = digest(&blob);
+    second.blob = blob.into();
+    let annotated = bench.publish("a/annotated", &[first.clone(), second.clone()]);
+    let bare = [first.clone().unannotated(), second.clone().unannotated()];
+    let bare = bench.publish("b/bare", &bare);
+    for reference in [annotated, bare] {
+        for layer in [&first, &second] {
+            let error = bench.lookup(&reference, layer).await.unwrap_err();
+            assert!(matches!(error, LookupError::Repeated { .. }), "{error}");
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
+use tokio::sync::SemaphorePermit;
+
 use super::{Resolver, Usable};
 use crate::{
     digest::Digest,
@@ -9,6 +11,13 @@ use crate::{
     image::{LookupError, manifest::Descriptor, staged::Place},
     registry::{self, Repository},
 };
+
+/// A compressed TOC, with the room that it takes.
+struct Section<'a> {
+    place: TocPlace,
+    bytes: Bytes,
+    room: Option<SemaphorePermit<'a>>,
+}
 
 impl Resolver {
     /// Whether unannotated layers are looked into: only where configured, and only over a connection that proves who
@@ -35,22 +44,22 @@ impl Resolver {
         if let Some(served) = self.served(repository, layer, annotated.as_ref())? {
             return Ok(served);
         }
-        let (place, section) = match self.section(repository, layer, annotated.as_ref()).await? {
+        let section = match self.section(repository, layer, annotated.as_ref()).await? {
             Ok(found) => found,
             // Looked at because probing is on, and an ordinary layer after all.
             Err(_) if annotated.is_none() => return Ok(None),
             Err(why) => return Err(refused(why)),
         };
         if let Some(annotated) = &annotated
-            && annotated.format != place.format
+            && annotated.format != section.place.format
         {
             return Err(refused(format!(
                 "it is announced as {:?}, but its footer says {:?}",
-                annotated.format, place.format
+                annotated.format, section.place.format
             )));
         }
         let expected = annotated.map(|annotated| annotated.toc);
-        self.build(section, place, layer, expected).await.map(Some)
+        self.build(section, layer, expected).await.map(Some)
     }
 
     /// The answer for a layer that is served already, by whatever image it came; `None` if it is not.
@@ -103,7 +112,7 @@ impl Resolver {
         repository: &Repository,
         layer: &Descriptor,
         annotated: Option<&Annotated>,
-    ) -> Result<Result<(TocPlace, Bytes), String>, LookupError> {
+    ) -> Result<Result<Section<'_>, String>, LookupError> {
         let too_long = |place: &TocPlace| {
             format!(
                 "its TOC has {} bytes compressed, more than limits.max_toc_bytes = {}",
@@ -114,10 +123,11 @@ impl Resolver {
             if place.len > self.limits.max_toc_bytes {
                 return Ok(Err(too_long(&place)));
             }
+            let room = self.room.section(place.len).await;
             let bytes = self
                 .range(repository, layer, place.offset..place.offset + place.len)
                 .await?;
-            return Ok(Ok((place, bytes)));
+            return Ok(Ok(Section { place, bytes, room }));
         }
         let failed = |error: registry::RegistryError| {
             LookupError::of_layer(&layer.digest, repository, &error)
@@ -127,6 +137,7 @@ impl Resolver {
             .tail_bytes
             .max(footer::MAX_FOOTER_LEN)
             .min(layer.size);
+        let _room = self.room.tail(wanted).await;
         let tail = self
             .client
             .tail(repository, &layer.digest, layer.size, wanted)
@@ -139,6 +150,7 @@ impl Resolver {
         if place.len > self.limits.max_toc_bytes {
             return Ok(Err(too_long(&place)));
         }
+        let room = self.room.section(place.len).await;
         let end = place.offset + place.len;
         let have = tail.offset.max(place.offset);
         let mut section = BytesMut::new();
@@ -153,7 +165,8 @@ impl Resolver {
             let (from, to) = (to_usize(have - tail.offset), to_usize(end - tail.offset));
             section.extend_from_slice(tail.bytes.get(from..to).unwrap_or_default());
         }
-        Ok(Ok((place, section.freeze())))
+        let bytes = section.freeze();
+        Ok(Ok(Section { place, bytes, room }))
     }
 
     /// Some bytes of a blob, whole.
@@ -172,8 +185,7 @@ impl Resolver {
     /// Parses and writes off the async threads.
     async fn build(
         &self,
-        section: Bytes,
-        place: TocPlace,
+        section: Section<'_>,
         layer: &Descriptor,
         expected: Option<Digest>,
     ) -> Result<Usable, LookupError> {
@@ -183,10 +195,13 @@ impl Resolver {
             .cache
             .blob_dir(&blob)
             .map_err(|error| refused(error.to_string()))?;
+        let Section { place, bytes, room } = section;
+        let processor = self.room.build().await;
         let built = tokio::task::spawn_blocking(move || {
+            let _processor = processor;
             let dest = Place::new(&dir);
             let facts =
-                toc::build_index(&section, &place, blob, size, expected, &limits, dest.path())
+                toc::build_index(&bytes, &place, blob, size, expected, &limits, dest.path())
                     .map_err(|error| refused(error.to_string()))?;
             let index = format::LayerIndex::open(dest.path(), false)
                 .map_err(|error| refused(error.to_string()))?;
@@ -196,9 +211,9 @@ impl Resolver {
                 staged: Some(dest.holds(facts)),
             })
         });
-        built
-            .await
-            .unwrap_or_else(|error| Err(refused(format!("building its index failed: {error}"))))
+        let built = built.await;
+        drop(room);
+        built.unwrap_or_else(|error| Err(refused(format!("building its index failed: {error}"))))
     }
 }
 
