@@ -191,6 +191,17 @@ impl Records {
         write(&blob_dir.join("meta.json"), meta)
     }
 
+    /// Makes way for a new meta where the one that is there cannot be read; answers where the old one is now.
+    pub fn set_meta_aside(&self, blob_dir: &Path) -> Result<PathBuf, RecordError> {
+        let (path, aside) = (blob_dir.join("meta.json"), blob_dir.join("meta.json.bad"));
+        fs::rename(&path, &aside).map_err(|source| RecordError::Io {
+            what: "rename",
+            path,
+            source,
+        })?;
+        Ok(aside)
+    }
+
     /// Directories of all blobs.
     pub fn blob_dirs(&self) -> Result<Vec<PathBuf>, RecordError> {
         let dir = self.state.join("blobs/sha256");
@@ -202,16 +213,24 @@ impl Records {
         }
     }
 
-    /// A slot that was never given away before, also not in an earlier life. `used` is the highest one seen in metas:
-    /// a lost `slots.json` must not bring an old number back.
+    /// A slot that was never given away before, also not in an earlier life. `used` is the highest one that metas may
+    /// name: a `slots.json` that is lost or damaged must not bring an old number back.
     pub fn take_slot(&self, used: u32) -> Result<u32, RecordError> {
         let path = self.state.join("slots.json");
-        let next = match read::<Slots>(&path) {
-            Ok(slots) => {
-                check(slots.schema, &path)?;
-                slots.next
-            }
+        let slots =
+            read::<Slots>(&path).and_then(|slots| check(slots.schema, &path).map(|()| slots.next));
+        let next = match slots {
+            Ok(next) => next,
             Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => 1,
+            Err(error @ RecordError::Malformed { .. }) => {
+                tracing::warn!(
+                    %error,
+                    file = %path.display(),
+                    above = used,
+                    "it is written anew, with the next slot above those of all layers"
+                );
+                1
+            }
             Err(error) => return Err(error),
         };
         let slot = next.max(used.saturating_add(1)).max(1);
@@ -330,11 +349,11 @@ mod tests {
         assert_eq!(records.take_slot(0).unwrap(), 2);
         fs::remove_file(dir.path().join("slots.json")).unwrap();
         assert_eq!(records.take_slot(2).unwrap(), 3);
-        fs::write(dir.path().join("slots.json"), "{").unwrap();
-        assert!(matches!(
-            records.take_slot(3),
-            Err(RecordError::Malformed { .. })
-        ));
+        for damaged in ["{", "", r#"{"schema":9,"next":1}"#] {
+            fs::write(dir.path().join("slots.json"), damaged).unwrap();
+            assert_eq!(records.take_slot(7).unwrap(), 8);
+            assert_eq!(records.take_slot(0).unwrap(), 9, "it is whole again");
+        }
     }
 
     #[test]

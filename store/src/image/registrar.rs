@@ -113,6 +113,7 @@ struct Desk {
 impl Desk {
     fn load(&mut self) -> Result<(), RecordError> {
         let check = !self.cache.trusted();
+        let mut unreadable = 0_u32;
         for dir in self.records.blob_dirs()? {
             if let Err(error) = staged::sweep(&dir) {
                 tracing::warn!(dir = %dir.display(), %error, "an unfinished index stays on disk");
@@ -122,7 +123,8 @@ impl Desk {
                 // An index whose registration never came: the next lookup registers it.
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "a layer is left out");
+                    tracing::warn!(%error, "a layer is left out; pull its image again to repair it");
+                    unreadable = unreadable.saturating_add(1);
                     continue;
                 }
             };
@@ -143,6 +145,9 @@ impl Desk {
                 }
             }
         }
+        // Slots are given out one by one, so those that cannot be read are at most so far above the others. This counts
+        // only where slots.json is lost too.
+        self.highest_slot = self.highest_slot.saturating_add(unreadable);
         let (images, errors) = self.records.images()?;
         for error in errors {
             tracing::warn!(%error, "an image's record is left out");
@@ -258,7 +263,7 @@ impl Desk {
         let path = dir.join("index");
         // A layer that was left out at the start keeps its slot: the kernel may know inodes with it. So it keeps its
         // TOC too, or those inodes would mean other files.
-        let (slot, mut sources) = match self.records.meta(&dir).map_err(disk)? {
+        let (slot, mut sources) = match self.meta(&dir)? {
             Some(meta) => {
                 let toc = meta.toc.or_else(|| {
                     let index = LayerIndex::open(&path, false).ok()?;
@@ -299,6 +304,20 @@ impl Desk {
         self.put_meta(&layer)?;
         self.enter(layer);
         Ok(())
+    }
+
+    /// What is kept of a blob. A meta that cannot be read is set aside: with its slot unknown the layer gets a new one,
+    /// and nothing that the kernel may know of the old one comes to mean something else.
+    fn meta(&self, dir: &Path) -> Result<Option<BlobMeta>, LookupError> {
+        let disk = |error: RecordError| LookupError::Disk(error.to_string());
+        match self.records.meta(dir) {
+            Err(error @ RecordError::Malformed { .. }) => {
+                let aside = self.records.set_meta_aside(dir).map_err(disk)?;
+                tracing::warn!(%error, aside = %aside.display(), "the layer gets a new slot");
+                Ok(None)
+            }
+            other => other.map_err(disk),
+        }
     }
 
     fn put_meta(&self, layer: &Layer) -> Result<(), LookupError> {

@@ -205,3 +205,21 @@ fn further_repositories_come_behind_the_first_and_never_in_its_place() {
     bench.restart();
     assert_eq!(bench.layer().sources(), expected);
 }
+
+#[test]
+fn damaged_records_of_slots_do_not_keep_layers_from_being_served() {
+    let mut bench = Bench::new();
+    let staged = bench.stage("good", SIZE);
+    bench.register("a", staged).unwrap();
+    assert_eq!(bench.layer().slot, 1);
+    fs::write(bench.blob_dir().join("meta.json"), "{").unwrap();
+    fs::write(bench.dir.path().join("slots.json"), "{").unwrap();
+    bench.restart();
+    assert!(bench.desk.tables.by_blob.is_empty());
+    let staged = bench.stage("good", SIZE);
+    assert!(bench.register("a", staged).unwrap().is_empty());
+    assert_eq!(bench.layer().slot, 2, "1 may be what the kernel knows");
+    assert!(bench.blob_dir().join("meta.json.bad").exists());
+    bench.restart();
+    assert_eq!(bench.layer().slot, 2);
+}
