@@ -3,12 +3,16 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::Config;
 
 /// Where the file is looked for when none is named. It need not be there.
 pub const DEFAULT_PATH: &str = "/etc/forelayer/config.toml";
+
+/// Seconds that a duration may have: a day. Times are sums of an instant and a duration, which must not overflow.
+const MAX_SECONDS: u64 = 86_400;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,9 @@ fn wrong(config: &Config) -> Option<(&'static str, String)> {
             ));
         }
     }
+    if let Some(wrong) = wrong_duration(config) {
+        return Some(wrong);
+    }
     let at_least = |key, value: u64, least: u64| {
         (value < least).then(|| (key, format!("must be at least {least}, not {value}")))
     };
@@ -130,6 +137,40 @@ fn wrong(config: &Config) -> Option<(&'static str, String)> {
                 ("fetch.max_ahead_requests", why)
             })
         })
+}
+
+/// The first duration that makes no sense.
+fn wrong_duration(config: &Config) -> Option<(&'static str, String)> {
+    let Config {
+        lookup,
+        registry,
+        witness,
+        ..
+    } = config;
+    // With zero for these nothing would ever be answered in time.
+    let positive = [
+        ("lookup.timeout", lookup.timeout),
+        ("registry.connect_timeout", registry.connect_timeout),
+        ("registry.read_timeout", registry.read_timeout),
+    ];
+    let others = [
+        ("lookup.retry_delay", lookup.retry_delay),
+        ("witness.quiet", witness.quiet),
+        ("witness.max_window", witness.max_window),
+        ("witness.attach_wait", witness.attach_wait),
+    ];
+    if let Some((key, _)) = positive.iter().find(|(_, value)| value.is_zero()) {
+        return Some((key, "must be more than 0 seconds".to_owned()));
+    }
+    let too_long = |value: &Duration| *value > Duration::from_secs(MAX_SECONDS);
+    let mut all = positive.into_iter().chain(others);
+    all.find(|(_, value)| too_long(value)).map(|(key, value)| {
+        let why = format!(
+            "must be at most {MAX_SECONDS} seconds, not {}",
+            value.as_secs_f64()
+        );
+        (key, why)
+    })
 }
 
 #[cfg(test)]
@@ -211,11 +252,27 @@ mod tests {
                 "fetch.max_ahead_requests",
             ),
             ("[prefetch]\nkeep_runs = 0", "prefetch.keep_runs"),
+            ("[lookup]\ntimeout = 0", "lookup.timeout"),
+            ("[lookup]\ntimeout = 86401", "lookup.timeout"),
+            ("[lookup]\nretry_delay = 1e18", "lookup.retry_delay"),
+            ("[registry]\nread_timeout = 0", "registry.read_timeout"),
+            ("[registry]\nread_timeout = 1e18", "registry.read_timeout"),
+            (
+                "[registry]\nconnect_timeout = 0.0",
+                "registry.connect_timeout",
+            ),
+            (
+                "[registry]\nconnect_timeout = 1e9",
+                "registry.connect_timeout",
+            ),
+            ("[witness]\nmax_window = 1e18", "witness.max_window"),
         ] {
             let error = parse(text, Path::new("/c")).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
         }
         assert!(parse("[lookup]\ntimeout = -1", Path::new("/c")).is_err());
+        let day = "[lookup]\ntimeout = 86400\nretry_delay = 0";
+        assert!(parse(day, Path::new("/c")).is_ok());
         assert!(parse("[metrics]\nlisten = \"here\"", Path::new("/c")).is_err());
     }
 
