@@ -1,14 +1,9 @@
 //! Resolves a reference once, however many lookups ask for it at the same time.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// What is under way, and what ended a moment ago.
 #[derive(Debug)]
@@ -18,8 +13,25 @@ pub(super) struct Flights<T> {
 
 #[derive(Debug)]
 enum Flight<T> {
-    Running(watch::Receiver<Option<T>>),
-    Ended { outcome: T, until: Instant },
+    Running {
+        outcome: watch::Receiver<Option<T>>,
+        since: Instant,
+    },
+    Ended {
+        outcome: T,
+        until: Instant,
+    },
+}
+
+/// What somebody who waits for a flight gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Landed<T> {
+    /// Its outcome.
+    Outcome(T),
+    /// It ended without one.
+    Lost,
+    /// It is on its way for longer than anybody waits.
+    Late,
 }
 
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
@@ -30,18 +42,20 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     }
 
     /// The outcome of the flight for `key`: of the one that runs, of one that ended and is still remembered, or of a
-    /// new one made by `start`. The flight goes on when the caller stops waiting. `remember`: how long an outcome is
-    /// kept.
+    /// new one made by `start`. The flight goes on when the caller stops waiting. `patience`: how long a flight may
+    /// take; who joins later waits only for what is left of that, so that an image of many layers whose registry does
+    /// not answer is waited for once and not once a layer. `remember`: how long an outcome is kept.
     pub(super) async fn join<F>(
         &self,
         key: &str,
+        patience: Duration,
         remember: impl Fn(&T) -> Duration + Send + 'static,
         start: impl FnOnce() -> F,
-    ) -> Option<T>
+    ) -> Landed<T>
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut receiver = {
+        let (mut receiver, since) = {
             let mut state = self.state.lock();
             let now = Instant::now();
             // Ended flights leave with the next one that starts, so the table does not grow with time.
@@ -49,11 +63,16 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                 |_, flight| !matches!(flight, Flight::Ended { until, .. } if *until <= now),
             );
             match state.get(key) {
-                Some(Flight::Ended { outcome, .. }) => return Some(outcome.clone()),
-                Some(Flight::Running(receiver)) => receiver.clone(),
+                Some(Flight::Ended { outcome, .. }) => return Landed::Outcome(outcome.clone()),
+                Some(Flight::Running { outcome, since }) => (outcome.clone(), *since),
                 None => {
                     let (sender, receiver) = watch::channel(None);
-                    state.insert(key.to_owned(), Flight::Running(receiver.clone()));
+                    let outcome = receiver.clone();
+                    let flight = Flight::Running {
+                        outcome,
+                        since: now,
+                    };
+                    state.insert(key.to_owned(), flight);
                     let (future, state, key) = (start(), Arc::clone(&self.state), key.to_owned());
                     tokio::spawn(async move {
                         // Should the future panic, the entry must not stay: everybody else would wait for ever.
@@ -78,16 +97,19 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                         }
                         sender.send_replace(outcome);
                     });
-                    receiver
+                    (receiver, now)
                 }
             }
         };
+        let left = patience.saturating_sub(since.elapsed());
         // The sender goes away only after it sent, or with a panic inside the flight: then there is no outcome.
-        receiver
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|outcome| outcome.clone())
+        match tokio::time::timeout(left, receiver.wait_for(Option::is_some)).await {
+            Ok(outcome) => outcome
+                .ok()
+                .and_then(|outcome| outcome.clone())
+                .map_or(Landed::Lost, Landed::Outcome),
+            Err(_) => Landed::Late,
+        }
     }
 }
 
@@ -97,6 +119,8 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(5);
+
     #[tokio::test]
     async fn many_who_ask_at_once_share_one_flight_and_a_panic_frees_the_key() {
         let flights = Flights::<u32>::new();
@@ -104,6 +128,7 @@ mod tests {
         let ask = || {
             flights.join(
                 "a",
+                PATIENCE,
                 |_| Duration::from_secs(3600),
                 || {
                     started.fetch_add(1, Ordering::Relaxed);
@@ -111,20 +136,58 @@ mod tests {
                 },
             )
         };
-        assert_eq!(
-            tokio::join!(ask(), ask(), ask()),
-            (Some(7), Some(7), Some(7))
-        );
-        assert_eq!(ask().await, Some(7));
+        let seven = Landed::Outcome(7);
+        assert_eq!(tokio::join!(ask(), ask(), ask()), (seven, seven, seven));
+        assert_eq!(ask().await, seven);
         assert_eq!(started.load(Ordering::Relaxed), 1);
         let no_memory = |_: &u32| Duration::ZERO;
         assert_eq!(
             flights
-                .join("b", no_memory, || async { panic!("on purpose") })
+                .join("b", PATIENCE, no_memory, || async { panic!("on purpose") })
                 .await,
-            None
+            Landed::Lost
         );
-        assert_eq!(flights.join("b", no_memory, || async { 1 }).await, Some(1));
-        assert_eq!(flights.join("b", no_memory, || async { 2 }).await, Some(2));
+        for outcome in [1, 2] {
+            let join = flights.join("b", PATIENCE, no_memory, move || async move { outcome });
+            assert_eq!(join.await, Landed::Outcome(outcome));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_is_waited_for_once_however_many_ask_one_after_the_other() {
+        let flights = Flights::<u32>::new();
+        let start = Instant::now();
+        let ask = || {
+            flights.join(
+                "a",
+                PATIENCE,
+                |_| Duration::ZERO,
+                || async {
+                    tokio::time::sleep(Duration::from_secs(8)).await;
+                    7
+                },
+            )
+        };
+        let early = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            ask().await
+        };
+        assert_eq!(tokio::join!(ask(), early), (Landed::Late, Landed::Late));
+        // Timers are exact to a millisecond.
+        let waited = |seconds| {
+            start.elapsed().abs_diff(Duration::from_secs(seconds)) < Duration::from_millis(10)
+        };
+        assert!(waited(5), "{:?}", start.elapsed());
+        for _ in 0..10 {
+            assert_eq!(ask().await, Landed::Late);
+        }
+        assert!(waited(5), "{:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let join = flights.join("a", PATIENCE, |_| Duration::ZERO, || async { 8 });
+        assert_eq!(
+            join.await,
+            Landed::Outcome(8),
+            "a new flight is a new chance"
+        );
     }
 }

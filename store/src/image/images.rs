@@ -9,11 +9,11 @@ use std::{
 
 use super::{
     LookupError,
-    flights::Flights,
+    flights::{Flights, Landed},
     layer::Layer,
     records::{ImageRecord, Records},
     registrar::{Registrar, Tables},
-    resolve::{Resolution, Resolver, Room, Served, Verdict},
+    resolve::{self, Resolution, Resolver, Room, Served, Verdict},
 };
 use crate::{
     cache::Cache,
@@ -210,8 +210,11 @@ impl Images {
         reference: &str,
         key: Option<&Digest>,
     ) -> Result<Arc<Resolution>, LookupError> {
-        let retry_delay = self.config.retry_delay;
+        let (after, retry_delay) = (self.config.timeout, self.config.retry_delay);
+        let now = key.is_none();
         let remember = move |outcome: &Result<Arc<Resolution>, LookupError>| match outcome {
+            // Asked for now: it says what a tag means at this moment and nothing else.
+            _ if now => Duration::ZERO,
             Ok(resolution)
                 if resolution
                     .layers
@@ -224,42 +227,43 @@ impl Images {
         };
         let (resolver, registrar) = (Arc::clone(&self.resolver), self.registrar.clone());
         let (text, key) = (reference.to_owned(), key.copied());
-        let flying = self.flights.join(flight, remember, move || async move {
-            let (mut resolution, staged) = resolver.resolve(&text, key.as_ref()).await?;
-            // Not an outcome to remember: the tag may be pushed to the next moment.
-            if let Some(key) = key
-                && verdict(&resolution, &text, &key).is_none()
-            {
-                return Err(LookupError::NotInImage {
-                    reference: text,
-                    key,
-                });
-            }
-            let accepted: Vec<_> = resolution
-                .layers
-                .iter()
-                .filter_map(|layer| match layer.verdict {
-                    Verdict::Accepted(recorded) => Some(recorded),
-                    Verdict::Ordinary | Verdict::Not(_) => None,
-                })
-                .collect();
-            if !accepted.is_empty() {
-                let refused = registrar
-                    .register(&text, &resolution.repository, accepted, staged)
-                    .await?;
-                for (blob, error) in &refused {
-                    resolution.refuse(blob, error);
+        let flying = self
+            .flights
+            .join(flight, after, remember, move || async move {
+                let (mut resolution, staged) = resolver.resolve(&text, key.as_ref()).await?;
+                // Not an outcome to remember: the tag may be pushed to the next moment.
+                if let Some(key) = key
+                    && verdict(&resolution, &text, &key).is_none()
+                {
+                    return Err(LookupError::NotInImage {
+                        reference: text,
+                        key,
+                    });
                 }
-            }
-            Ok(Arc::new(resolution))
-        });
-        let after = self.config.timeout;
-        match tokio::time::timeout(after, flying).await {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => Err(LookupError::Disk(
+                let accepted: Vec<_> = resolution
+                    .layers
+                    .iter()
+                    .filter_map(|layer| match layer.verdict {
+                        Verdict::Accepted(recorded) => Some(recorded),
+                        Verdict::Ordinary | Verdict::Not(_) => None,
+                    })
+                    .collect();
+                if !accepted.is_empty() {
+                    let refused = registrar
+                        .register(&text, &resolution.repository, accepted, staged)
+                        .await?;
+                    for (blob, error) in &refused {
+                        resolution.refuse(blob, error);
+                    }
+                }
+                Ok(Arc::new(resolution))
+            });
+        match flying.await {
+            Landed::Outcome(outcome) => outcome,
+            Landed::Lost => Err(LookupError::Disk(
                 "the resolution ended without an outcome".to_owned(),
             )),
-            Err(_) => Err(LookupError::Timeout {
+            Landed::Late => Err(LookupError::Timeout {
                 reference: reference.to_owned(),
                 after,
             }),
@@ -267,12 +271,16 @@ impl Images {
     }
 
     /// The newest image of this name, asked for now: what `forelayer prefetch` needs of an image that no engine has
-    /// pulled yet.
+    /// pulled yet. Short names mean what they mean to engines, and are recorded under the full one as engines write it.
     ///
     /// # Errors
     /// Also when none of its layers can be served.
     pub async fn resolve(&self, reference: &str) -> Result<Arc<Image>, LookupError> {
-        let resolution = self.fly(reference, reference, None).await?;
+        let reference = resolve::parse(reference)?.to_string();
+        let reference = reference.as_str();
+        // Not the flight of lookups: one that is remembered may be of what the tag meant before.
+        let flight = format!("now {reference}");
+        let resolution = self.fly(&flight, reference, None).await?;
         if let Some(image) = self.image(reference) {
             return Ok(image);
         }

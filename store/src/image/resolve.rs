@@ -124,14 +124,7 @@ impl Resolver {
         text: &str,
         key: Option<&Digest>,
     ) -> Result<(Resolution, Vec<Staged>), LookupError> {
-        let reference: Reference =
-            text.parse()
-                .map_err(
-                    |error: registry::reference::ReferenceError| LookupError::Reference {
-                        reference: text.to_owned(),
-                        why: error.to_string(),
-                    },
-                )?;
+        let reference = parse(text)?;
         let manifest = self.manifest(&reference, text, key).await?;
         let repository = reference.repository;
         let lazy: Vec<Result<Option<Annotated>, String>> = manifest
@@ -344,4 +337,13 @@ fn has(manifest: &Manifest, key: &Digest) -> bool {
             || format::annotated(&layer.annotations, layer.size)
                 .is_ok_and(|a| a.is_some_and(|a| a.toc == *key))
     })
+}
+
+/// The reference that a text is.
+pub(super) fn parse(text: &str) -> Result<Reference, LookupError> {
+    text.parse()
+        .map_err(|error: registry::ReferenceError| LookupError::Reference {
+            reference: text.to_owned(),
+            why: error.to_string(),
+        })
 }

@@ -257,3 +257,26 @@ async fn layers_that_share_a_toc_are_refused_however_it_is_found() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_image_asked_for_now_is_the_newest_under_its_full_name() {
+    let bench = Bench::new();
+    let (old, new) = (
+        layer("old", &Lazy::zstd_chunked()),
+        layer("new", &Lazy::zstd_chunked()),
+    );
+    let full = bench.publish("a/image", std::slice::from_ref(&old));
+    let short = full.strip_suffix(":latest").unwrap();
+    bench.lookup(&full, &old).await.unwrap();
+    for layer in [&new, &old, &new] {
+        bench.publish("a/image", std::slice::from_ref(layer));
+        let image = bench.images.resolve(short).await.unwrap();
+        let blobs: Vec<_> = image.layers.iter().map(|layer| *layer.blob()).collect();
+        assert_eq!(blobs, [key(layer)]);
+        assert_eq!(image.reference(), full);
+    }
+    assert_eq!(bench.images.images().len(), 1);
+    let requests = bench.server.log().requests();
+    bench.lookup(&full, &new).await.unwrap();
+    assert_eq!(bench.server.log().requests(), requests, "it is known");
+}
