@@ -1,10 +1,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
+use std::{fs, path::Path};
 
 use super::*;
 use crate::{
-    format::{LayerFormat, footer::TocPlace, limits::Limits, toc},
+    format::{LayerFormat, LayerIndex, footer::TocPlace, limits::Limits, toc},
     image::staged::Place,
 };
 
