@@ -2,7 +2,11 @@
 //!
 //! Every key is documented with unit and default in docs/configuration.md; a test compares the two.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +20,10 @@ use crate::format::limits::Limits;
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where cache, indexes, records and profiles are kept, and below which the mounts lie.
+    /// Where cache, indexes, records and profiles are kept.
     pub state_dir: PathBuf,
+    /// Below which the mounts lie; empty: `state_dir`.
+    pub mount_dir: PathBuf,
     /// Where sockets lie.
     pub run_dir: PathBuf,
     /// Looking images up.
@@ -40,6 +46,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: "/var/lib/forelayer".into(),
+            mount_dir: PathBuf::new(),
             run_dir: "/run/forelayer".into(),
             lookup: Lookup::default(),
             registry: Registry::default(),
@@ -53,15 +60,24 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Directory of the mount points.
+    #[must_use]
+    pub fn mount_dir(&self) -> &Path {
+        if self.mount_dir.as_os_str().is_empty() {
+            &self.state_dir
+        } else {
+            &self.mount_dir
+        }
+    }
     /// The control mount, for storage.conf's `additionallayerstores` (with `:ref`).
     #[must_use]
     pub fn store_dir(&self) -> PathBuf {
-        self.state_dir.join("store")
+        self.mount_dir().join("store")
     }
     /// Directory of the data mounts.
     #[must_use]
     pub fn layers_dir(&self) -> PathBuf {
-        self.state_dir.join("layers")
+        self.mount_dir().join("layers")
     }
     /// Directory of the profiles.
     #[must_use]

@@ -67,8 +67,8 @@ impl std::fmt::Display for MountName {
 /// Where the mounts and the holder's socket lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
-    /// The state directory.
-    pub state: PathBuf,
+    /// The directory of the mount points.
+    pub mounts: PathBuf,
     /// The holder's socket.
     pub socket: PathBuf,
 }
@@ -78,32 +78,32 @@ impl Paths {
     #[must_use]
     pub fn new(config: &crate::config::Config) -> Self {
         Self {
-            state: config.state_dir.clone(),
+            mounts: config.mount_dir().to_path_buf(),
             socket: config.mount_socket(),
         }
     }
 
-    /// The same with the state directory's real path, as mountinfo shows it. Makes the directory if it is not there.
+    /// The same with the directory's real path, as mountinfo shows it. Makes the directory if it is not there.
     ///
     /// # Errors
     /// The directory cannot be made or its path not be resolved.
     pub fn resolved(&self) -> Result<Self, MountError> {
-        make_dir(&self.state)?;
-        let state = self
-            .state
+        make_dir(&self.mounts)?;
+        let mounts = self
+            .mounts
             .canonicalize()
-            .map_err(|error| MountError::io("resolve", &self.state, error))?;
+            .map_err(|error| MountError::io("resolve", &self.mounts, error))?;
         let socket = std::path::absolute(&self.socket)
             .map_err(|error| MountError::io("resolve", &self.socket, error))?;
-        Ok(Self { state, socket })
+        Ok(Self { mounts, socket })
     }
 
     /// Where a connection is mounted.
     #[must_use]
     pub fn target(&self, name: MountName) -> PathBuf {
         match name {
-            MountName::Control => self.state.join("store"),
-            MountName::Plain | MountName::Xattr => self.state.join("layers").join(name.as_str()),
+            MountName::Control => self.mounts.join("store"),
+            MountName::Plain | MountName::Xattr => self.mounts.join("layers").join(name.as_str()),
         }
     }
 }
@@ -139,7 +139,7 @@ pub enum MountError {
     )]
     Device(#[source] io::Error),
     /// Something else is mounted where a connection belongs.
-    #[error("{path} is already a mount of type {fs_type}; unmount it or set another state_dir")]
+    #[error("{path} is already a mount of type {fs_type}; unmount it or set another mount_dir")]
     Foreign {
         /// The mount point.
         path: PathBuf,

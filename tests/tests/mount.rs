@@ -197,7 +197,7 @@ fn toy_store(dir: &Path) -> ExitCode {
 
 fn paths(dir: &Path) -> Paths {
     Paths {
-        state: dir.join("state"),
+        mounts: dir.join("state"),
         socket: dir.join("run/mount.sock"),
     }
 }

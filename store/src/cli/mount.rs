@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode> {
             writeln!(out, "{READY}")?;
             out.flush()
         } else {
-            tracing::info!(store = %paths.state.display(), "mounted");
+            tracing::info!(store = %paths.mounts.display(), "mounted");
             sd_notify::notify(&[sd_notify::NotifyState::Ready])
         }
     })?;

@@ -89,7 +89,8 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
 /// The first value that makes no sense.
 fn wrong(config: &Config) -> Option<(&'static str, String)> {
     for (key, dir) in [
-        ("state_dir", &config.state_dir),
+        ("state_dir", config.state_dir.as_path()),
+        ("mount_dir", config.mount_dir()),
         ("run_dir", &config.run_dir),
     ] {
         // Engines split the name of a store at these two (docs/installation.md).
@@ -246,6 +247,7 @@ mod tests {
         for (text, key) in [
             ("state_dir = \"relative\"", "state_dir"),
             ("state_dir = \"/a:b\"", "state_dir"),
+            ("mount_dir = \"mnt\"", "mount_dir"),
             ("[fetch]\nmax_requests = 1", "fetch.max_requests"),
             (
                 "[fetch]\nmax_ahead_requests = 32",

@@ -74,7 +74,7 @@ impl<'a> Store<'a> {
     pub fn configure(&mut self, options: &str) -> Result<()> {
         options.clone_into(&mut self.options);
         let text = format!(
-            "state_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n{options}\n[metrics]\nlisten = \"\"\n",
+            "state_dir = \"{0}/state\"\nmount_dir = \"{0}/mounts\"\nrun_dir = \"{0}/run\"\n{options}\n[metrics]\nlisten = \"\"\n",
             self.directory.display()
         );
         fs::write(self.directory.join("config.toml"), text)?;
@@ -214,7 +214,7 @@ impl<'a> Store<'a> {
     pub fn forget(&self) -> Result<()> {
         ensure!(self.server.is_none(), "the store still runs");
         let state = self.state_dir();
-        work::unmount_below(&state);
+        work::unmount_below(&self.directory);
         for entry in fs::read_dir(&state)? {
             let entry = entry?;
             if entry.file_name() == "profiles" {
@@ -238,7 +238,7 @@ impl<'a> Store<'a> {
     /// The control mount, for storage.conf.
     #[must_use]
     pub fn mount(&self) -> PathBuf {
-        self.state_dir().join("store")
+        self.directory.join("mounts/store")
     }
 
     fn log_file(&self, name: &str) -> PathBuf {

@@ -97,7 +97,7 @@ pub(crate) fn whole() -> Result<(), Failed> {
 
 /// A file of the layer that was served last.
 fn diff_of(lab: &Lab, name: &str) -> std::path::PathBuf {
-    let layers = lab.paths.state.join("layers/plain");
+    let layers = lab.paths.mounts.join("layers/plain");
     // Slots count up; the mount lists none.
     (1..10)
         .rev()
