@@ -280,6 +280,8 @@ struct Background {
     layers: VecDeque<LayerKey>,
     /// The rate allows the next request then.
     not_before: Duration,
+    /// A start that a plan has brought everything for has the processors to itself until then.
+    after_plan: Duration,
     /// Chunks being hashed or made holes.
     local: usize,
 }

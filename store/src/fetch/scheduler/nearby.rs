@@ -42,6 +42,8 @@ pub(super) struct Near {
 impl<B: Blob + ?Sized> Scheduler<B> {
     /// A reader waits for a chunk that nobody had asked for before.
     pub(super) fn missed(&mut self, now: Duration, layer: LayerKey, chunk: u32) {
+        // This start is not the one that was planned for: the sooner everything is here the better.
+        self.background.after_plan = Duration::ZERO;
         let largest = self.limits.nearby_bytes;
         if largest == 0 {
             return;

@@ -1,8 +1,10 @@
 //! The predicted lane: plans, followed through a window that moves over their steps.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-use super::{Action, Given, LayerKey, PlanId, Priority, Scheduler, want::Status};
+use super::{
+    Action, Given, LayerKey, PlanId, Priority, Scheduler, start::AFTER_PLAN, want::Status,
+};
 use crate::{cache::ChunkState, fetch::origin::Blob};
 
 /// Steps of a plan that may be ready at once. Chunks of the window that lie together in the blob share a request;
@@ -123,10 +125,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     /// Takes out the plans of which nothing is left to do.
-    pub(super) fn finish_plans(&mut self) {
+    pub(super) fn finish_plans(&mut self, now: Duration) {
+        let mut brought = false;
         self.plans.retain(|plan| {
             let over = plan.next == plan.steps.len() && plan.open == 0;
             if over {
+                brought |= !plan.steps.is_empty();
                 self.actions.push(Action::Finished {
                     plan: plan.id,
                     failed: plan.failed,
@@ -135,6 +139,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             }
             !over
         });
+        if brought {
+            self.background.after_plan = now + AFTER_PLAN;
+            self.wake_at(self.background.after_plan);
+        }
     }
 
     /// Whether a plan will still come to a chunk.

@@ -17,6 +17,9 @@ use crate::{
 
 /// Background requests at once: 8 of 4 MiB keep a 1 Gbit/s link full at 50 ms and up to 200 ms of latency.
 const BACKGROUND_REQUESTS: usize = 8;
+/// The background lane stands still for this long after a plan has ended: what it brings must be decoded, and the start
+/// that the plan was for needs the processors most in these seconds.
+pub(super) const AFTER_PLAN: Duration = Duration::from_secs(2);
 /// Background chunks being hashed or made holes at once.
 const BACKGROUND_LOCAL: usize = 16;
 /// A pass over a layer of which some chunks could not be had is repeated after this, doubled each time up to an hour.
@@ -31,6 +34,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         for plan in 0..self.plans.len() {
             self.fill_window(plan);
         }
+        self.finish_plans(now);
         while self.running.len() < self.limits.max_requests {
             let ahead = self.running.values();
             let ahead = ahead.filter(|running| running.priority != Priority::Demand);
@@ -45,7 +49,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 break;
             }
         }
-        self.finish_plans();
+        self.finish_plans(now);
     }
 
     fn start_demand(&mut self) -> bool {
@@ -113,8 +117,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         {
             return false;
         }
-        if self.background.not_before > now {
-            self.wake_at(self.background.not_before);
+        let not_before = self.background.not_before.max(self.background.after_plan);
+        if not_before > now {
+            self.wake_at(not_before);
             return false;
         }
         for _ in 0..self.background.layers.len() {
@@ -343,7 +348,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    fn wake_at(&mut self, at: Duration) {
+    pub(super) fn wake_at(&mut self, at: Duration) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 

@@ -206,6 +206,19 @@ fn a_plan_keeps_the_background_from_starting() {
     bench.apply([Event::Background { layer: 0 }]);
     assert_eq!(bench.news(), [(Predicted, vec![50])]);
     bench.complete(0);
+    // The start has the processors for a while ...
+    assert_eq!(bench.news(), []);
+    bench.wait_for_deadline();
+    assert_eq!(bench.news()[0].0, Background);
+
+    // ... unless it needs what nobody foresaw.
+    let mut bench = Bench::one(100);
+    bench.predict(1, "plan", [50]);
+    bench.apply([Event::Background { layer: 0 }]);
+    bench.complete(0);
+    bench.demand(1, 7..8);
+    bench.news();
+    bench.complete(0);
     assert_eq!(bench.news()[0].0, Background);
 }
 
