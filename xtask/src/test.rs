@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use forelayer_tests::engine::{cache, environment};
+use forelayer_tests::engine::{cache, environment, packages};
 
 use crate::{apt::Unavailable, build_ebpf, vm};
 
@@ -128,6 +128,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
+/// Installs the emulator where that can be done, and runs the kernel tests in it.
+fn machines() -> Result<String> {
+    if environment::missing().is_none() {
+        packages::install(&["qemu-system-x86"])?;
+    }
+    vm::run()
+}
+
 fn run_suite(suite: Suite, context: &Context) -> Result<Outcome> {
     match suite {
         Suite::Ebpf => Ok(match build_ebpf::check()? {
@@ -135,7 +143,7 @@ fn run_suite(suite: Suite, context: &Context) -> Result<Outcome> {
             build_ebpf::Checked::Ignored(reason) => Outcome::Skipped(reason),
         }),
         Suite::Demo => demo::run(),
-        Suite::Vm => match vm::run() {
+        Suite::Vm => match machines() {
             Ok(missing) if !missing.is_empty() => Ok(Outcome::Skipped(missing)),
             Ok(_) => Ok(Outcome::Passed),
             Err(error) => match error.downcast::<Unavailable>() {

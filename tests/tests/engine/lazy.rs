@@ -82,6 +82,9 @@ fn python(lab: &Lab, generation: Generation, format: Format) -> Result<()> {
         "the store does not serve the layers; its log ends:\n{}",
         store.log_end("serve")
     );
+    // The manifest, the config, and a TOC a layer.
+    let asked = store.metric("forelayer_requests_total{lane=\"metadata\"}")?;
+    ensure!(asked <= 4.0, "opening two layers took {asked} requests");
 
     let answer = podman.run(&["run", "--rm", &reference])?;
     let count = last_line(&answer)
