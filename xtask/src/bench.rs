@@ -100,6 +100,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("the bench cannot run here: it {reason}");
         return Ok(ExitCode::from(69));
     }
+    // Where the store of the tests is looked for: beside this program.
+    crate::demo::binary(false)?;
     let link = Link {
         latency: Duration::from_millis(args.latency),
         bandwidth: (args.bandwidth > 0).then_some(args.bandwidth * 1_000_000 / 8),

@@ -344,8 +344,8 @@ impl<'a> Demo<'a> {
     }
 }
 
-/// Builds the store's binary as this program was built, or optimised; its path.
-fn binary(release: bool) -> Result<PathBuf> {
+/// Builds the store's binary as this program was built, or for a release; its path.
+pub(crate) fn binary(release: bool) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()

@@ -385,7 +385,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         match event {
             Event::Demand { id, layer, chunks } => self.demand(now, id, layer, chunks),
             Event::Predict { id, name, steps } => self.predict(id, name, steps),
-            Event::Background { layer } => self.want_all(layer),
+            Event::Background { layer } => self.want_all(now, layer),
             Event::Pause(paused) => self.background.paused = paused,
             Event::Arrived(arrival) => self.arrived(now, arrival),
             Event::Flowing { request } => {
@@ -437,7 +437,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    fn want_all(&mut self, layer: LayerKey) {
+    fn want_all(&mut self, now: Duration, layer: LayerKey) {
         if !self.limits.background {
             return;
         }
@@ -453,6 +453,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 not_before: Duration::ZERO,
             };
             self.background.layers.push_back(layer);
+            self.background.after_plan = self.background.after_plan.max(now + start::BEFORE_PLAN);
         }
     }
 

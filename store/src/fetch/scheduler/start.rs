@@ -17,6 +17,9 @@ use crate::{
 
 /// Background requests at once: 8 of 4 MiB keep a 1 Gbit/s link full at 50 ms and up to 200 ms of latency.
 const BACKGROUND_REQUESTS: usize = 8;
+/// The background lane waits this long after a layer was looked up: the plan for its image is being made, and what the
+/// background has asked for by then would come before it.
+pub(super) const BEFORE_PLAN: Duration = Duration::from_millis(500);
 /// The background lane stands still for this long after a plan has ended: what it brings must be decoded, and the start
 /// that the plan was for needs the processors most in these seconds.
 pub(super) const AFTER_PLAN: Duration = Duration::from_secs(2);

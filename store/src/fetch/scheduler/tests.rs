@@ -184,6 +184,12 @@ impl Bench {
         }]);
     }
 
+    /// The layer is to come completely, and no plan was made for it.
+    fn background(&mut self) {
+        self.apply([Event::Background { layer: 0 }]);
+        self.wait(super::start::BEFORE_PLAN);
+    }
+
     /// The n-th running request brings its next chunk.
     fn arrive(&mut self, n: usize, result: Result<(), ChunkFailure>) {
         let request = &mut self.requests[n];

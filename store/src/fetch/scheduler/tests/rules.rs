@@ -164,7 +164,7 @@ fn a_demand_waits_for_what_is_near_in_its_stream_and_overtakes_what_is_far() {
 #[test]
 fn the_background_goes_in_file_order_and_waits_for_everybody() {
     let mut bench = Bench::one(40);
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     let order: Vec<_> = bench
         .news()
         .into_iter()
@@ -203,7 +203,7 @@ fn the_background_goes_in_file_order_and_waits_for_everybody() {
 fn a_plan_keeps_the_background_from_starting() {
     let mut bench = Bench::one(100);
     bench.predict(1, "plan", [50]);
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     assert_eq!(bench.news(), [(Predicted, vec![50])]);
     bench.complete(0);
     // The start has the processors for a while ...
@@ -214,7 +214,7 @@ fn a_plan_keeps_the_background_from_starting() {
     // ... unless it needs what nobody foresaw.
     let mut bench = Bench::one(100);
     bench.predict(1, "plan", [50]);
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     bench.complete(0);
     bench.demand(1, 7..8);
     bench.news();
@@ -225,7 +225,8 @@ fn a_plan_keeps_the_background_from_starting() {
 #[test]
 fn a_paused_background_starts_nothing() {
     let mut bench = Bench::one(10);
-    bench.apply([Event::Pause(true), Event::Background { layer: 0 }]);
+    bench.apply([Event::Pause(true)]);
+    bench.background();
     assert_eq!(bench.news(), []);
     bench.apply([Event::Pause(false)]);
     assert_eq!(bench.news().len(), 2);
@@ -238,7 +239,7 @@ fn the_background_keeps_its_rate() {
         ..limits()
     };
     let mut bench = Bench::new(limits, vec![Fake::new("layer", 10)]);
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     for chunk in 0..10 {
         assert_eq!(bench.news(), [(Background, vec![chunk])]);
         bench.complete(0);
@@ -362,7 +363,7 @@ fn every_host_is_asked_before_a_chunk_is_refused() {
 #[test]
 fn a_full_disk_is_told_at_once_and_stops_the_background() {
     let mut bench = Bench::one(100);
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     bench.news();
     bench.arrive(0, Err(ChunkFailure::Store("no space".to_owned())));
     for _ in 0..4 {
@@ -381,7 +382,7 @@ fn a_full_disk_is_told_at_once_and_stops_the_background() {
 #[test]
 fn the_background_comes_back_for_what_it_could_not_get() {
     let mut bench = Bench::one(3);
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     for _ in 0..3 {
         bench.arrive(0, Ok(()));
         bench.end(0, Err(busy("reset")));
@@ -461,7 +462,7 @@ fn zeros_need_no_network() {
     bench.demand(2, 3..4);
     bench.finish_local(0, Err("no space".to_owned()));
     assert!(bench.replies[1].1.is_err());
-    bench.apply([Event::Background { layer: 0 }]);
+    bench.background();
     while !bench.local.is_empty() || !bench.requests.is_empty() {
         if bench.local.is_empty() {
             bench.complete(0);
@@ -612,4 +613,18 @@ fn a_reader_may_wait_for_what_is_nearby() {
     bench.complete(near.unwrap());
     assert_eq!(bench.replies, [(2, Ok(()))]);
     assert_eq!(bench.brought, [(1, Nearby, false)]);
+}
+
+#[test]
+fn the_background_waits_for_the_plan_of_the_image_it_belongs_to() {
+    let mut bench = Bench::one(100);
+    bench.apply([Event::Background { layer: 0 }]);
+    assert_eq!(bench.news(), []);
+    bench.predict(1, "plan", [50]);
+    assert_eq!(bench.news(), [(Predicted, vec![50])]);
+    // Where none comes it begins all the same.
+    let mut bench = Bench::one(100);
+    bench.apply([Event::Background { layer: 0 }]);
+    bench.wait_for_deadline();
+    assert_eq!(bench.news()[0].0, Background);
 }
