@@ -6,9 +6,11 @@ use forelayer_tests::{
         cache,
         distribution::Distribution,
         environment,
+        images::Format,
         namespace::Namespace,
         podman::{Generation, Podman},
-        store::Store,
+        store::{self, Store},
+        stored::Stored,
         work::WorkDir,
     },
     registry::Server,
@@ -22,6 +24,7 @@ pub(super) struct Lab {
     /// In front of the registry; everybody asks here.
     pub(super) proxy: Server,
     _images: Distribution,
+    stored: Stored,
     engine: Namespace,
     work: WorkDir,
 }
@@ -36,6 +39,7 @@ impl Lab {
             link,
             proxy,
             _images: images,
+            stored: Stored::new(&environment.images),
             engine: Namespace::new(&work, "podman5", Some(&environment.debian13))?,
             work,
         };
@@ -53,6 +57,21 @@ impl Lab {
         self.proxy.set_latency(latency);
         self.proxy.set_connection_latency(latency);
         self.proxy.set_bandwidth(self.link.bandwidth.filter(|_| on));
+    }
+
+    /// Empties the machine's page cache, and fills it with what a registry elsewhere would have in its own: the blobs.
+    pub(super) fn cold(&self, format: Format, image: &str) -> Result<()> {
+        store::drop_caches()?;
+        let platform = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        for layer in self.stored.image(format, image, platform)?.layers {
+            let mut blob = std::fs::File::open(self.stored.blob(&layer.blob)?)?;
+            std::io::copy(&mut blob, &mut std::io::sink())?;
+        }
+        Ok(())
     }
 
     /// Podman with an empty storage, with the store or without.

@@ -11,7 +11,7 @@ use forelayer_tests::engine::{
     images::{self, Format},
     podman::Podman,
     process,
-    store::{self, Store},
+    store::Store,
 };
 use serde::Serialize;
 
@@ -136,7 +136,7 @@ impl<'a> Bench<'a> {
             Mode::Full => {
                 let name = self.name();
                 let podman = self.lab.podman(&name, None)?;
-                store::drop_caches()?;
+                self.lab.cold(Format::Gzip, self.image)?;
                 self.run(mode, &podman, Format::Gzip, true)
             }
             Mode::Local => {
@@ -148,7 +148,7 @@ impl<'a> Bench<'a> {
                     self.lab.shape(true);
                     self.local = Some(podman);
                 }
-                store::drop_caches()?;
+                self.lab.cold(Format::Gzip, self.image)?;
                 let podman = self.local.as_ref().context("it was just made")?;
                 self.run(mode, podman, Format::Gzip, false)
             }
@@ -174,7 +174,7 @@ impl<'a> Bench<'a> {
         let name = self.name();
         let podman = self.lab.podman(&name, Some(&self.store))?;
         podman.run(&["images"])?;
-        store::drop_caches()?;
+        self.lab.cold(self.lazy, self.image)?;
         let mut start = self.run(mode, &podman, self.lazy, true)?;
         let traces = |store: &Store<'_>| store.metric("forelayer_traces_total");
         process::until("the trace", PATIENCE, || {

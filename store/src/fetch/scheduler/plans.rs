@@ -8,8 +8,9 @@ use super::{
 use crate::{cache::ChunkState, fetch::origin::Blob};
 
 /// Steps of a plan that may be ready at once. Chunks of the window that lie together in the blob share a request;
-/// a wider window makes fewer requests, a narrower one keeps to the order of need.
-pub(super) const WINDOW: usize = 256;
+/// a wider window makes fewer requests, a narrower one keeps to the order of need. At 50 ms and 1 Gbit/s a start of 3,100
+/// chunks in 31 MB took 340 requests and stalled 0.35 s with 256, 180 requests and 0.1 s with 1,024 (`cargo xtask bench`).
+pub(super) const WINDOW: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Plan {
