@@ -98,7 +98,7 @@ fn learns(program: &Path, format: &str) -> Result<()> {
     };
     let (unlearned, learned) = (chunks("unlearned")?, chunks("learned")?);
     ensure!(
-        unlearned > 0 && learned * 10 <= unlearned,
+        unlearned > 0 && learned * 4 <= unlearned,
         "{learned} chunks on demand once learned, {unlearned} before"
     );
     let learned = row(&run, "learned")?;
