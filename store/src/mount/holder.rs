@@ -113,7 +113,7 @@ fn unmount(target: &Path) -> Result<(), MountError> {
             });
         }
         device::unmount_lazily(target).map_err(|error| MountError::io("unmount", target, error))?;
-        tracing::info!(target = %target.display(), "unmounted");
+        tracing::info!(path = %target.display(), "unmounted");
     }
     Ok(())
 }
@@ -179,7 +179,7 @@ fn mount_all(paths: &Paths) -> Result<Vec<Held>, MountError> {
             let line = find(&target)?.ok_or_else(|| MountError::Vanished {
                 path: target.clone(),
             })?;
-            tracing::info!(mount = %name, target = %target.display(), device = line.kernel_device(), "mounted");
+            tracing::info!(mount = %name, path = %target.display(), device = line.kernel_device(), "mounted");
             Ok(Held {
                 mount: HeldMount {
                     name,
