@@ -175,7 +175,7 @@ impl Default for Registry {
 pub struct Fetch {
     /// Range requests under way at once, all lanes together.
     pub max_requests: usize,
-    /// Of these, how many may be predicted or background.
+    /// Of these, how many may be predicted, nearby or background.
     pub max_ahead_requests: usize,
     /// Compressed bytes of one range request at most.
     pub max_request_bytes: u64,

@@ -82,6 +82,16 @@ pub fn reference(host: &str, format: Format, image: &str) -> String {
     format!("{host}/{}/{image}:1", format.name())
 }
 
+/// This machine's architecture as manifests write it.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 /// Makes the images unless the cache has them; returns the storage directory for a registry.
 ///
 /// # Errors

@@ -96,7 +96,7 @@ fn by_hand(lab: &Lab) -> Result<()> {
         .to_owned();
     ensure!(Path::new(&file).is_file(), "there is no {file}");
 
-    // A condition that is never met, and an image that never starts: both are said.
+    // An image that never starts is named.
     let other = ["profile", "record", "--image", "registry.invalid/other:1"];
     let other = process::output(&mut around(&store, &other, &podman, &reference))?;
     ensure!(

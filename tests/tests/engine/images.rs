@@ -2,12 +2,9 @@
 //! yesterday's variants.
 
 use anyhow::{Context as _, Result, ensure};
-use forelayer_tests::engine::images::{Format, IMAGES};
+use forelayer_tests::engine::images::{Format, IMAGES, architecture};
 
-use crate::{
-    Test,
-    lab::{Lab, architecture},
-};
+use crate::{Test, lab::Lab};
 
 pub(crate) fn add(tests: &mut Vec<Test>) {
     for format in Format::LAZY {

@@ -116,7 +116,7 @@ impl Lab {
 
     /// An image as the registry has it.
     pub(crate) fn image(&self, format: Format, image: &str) -> Result<StoredImage> {
-        self.stored.image(format, image, architecture())
+        self.stored.image(format, image, images::architecture())
     }
 
     /// Fails if any of these layers came whole, or more of them than their TOCs and the ends of the blobs.
@@ -171,15 +171,6 @@ fn toc_bytes(layer: &forelayer_tests::engine::stored::StoredLayer) -> u64 {
             .ok()
     })
     .unwrap_or(0)
-}
-
-/// This machine's architecture as manifests write it.
-pub(crate) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 /// The last line of a program's output: the Python image's program imports modules that print a line of their own.

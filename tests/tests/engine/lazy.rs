@@ -176,7 +176,7 @@ fn leave(lab: &Lab, generation: Generation, format: Format) -> Result<()> {
     let pushed = lab.pushed.image(
         format,
         &format!("from-{}", generation.name()),
-        crate::lab::architecture(),
+        images::architecture(),
     )?;
     ensure!(
         pushed.layers.len() == image.layers.len(),

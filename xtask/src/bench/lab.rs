@@ -6,7 +6,7 @@ use forelayer_tests::{
         cache,
         distribution::Distribution,
         environment,
-        images::Format,
+        images::{self, Format},
         namespace::Namespace,
         podman::{Generation, Podman},
         store::{self, Store},
@@ -23,7 +23,7 @@ pub(super) struct Lab {
     pub(super) link: Link,
     /// In front of the registry; everybody asks here.
     pub(super) proxy: Server,
-    _images: Distribution,
+    _registry: Distribution,
     stored: Stored,
     engine: Namespace,
     work: WorkDir,
@@ -33,12 +33,12 @@ impl Lab {
     pub(super) fn new(link: Link) -> Result<Self> {
         let environment = environment::prepare()?;
         let work = WorkDir::new(&cache::directory())?;
-        let images = Distribution::start(&work, "images", &environment.images, true)?;
-        let proxy = Server::start_proxy(&images.host())?;
+        let registry = Distribution::start(&work, "images", &environment.images, true)?;
+        let proxy = Server::start_proxy(&registry.host())?;
         let lab = Self {
             link,
             proxy,
-            _images: images,
+            _registry: registry,
             stored: Stored::new(&environment.images),
             engine: Namespace::new(&work, "podman5", Some(&environment.debian13))?,
             work,
@@ -62,11 +62,7 @@ impl Lab {
     /// Empties the machine's page cache, and fills it with what a registry elsewhere would have in its own: the blobs.
     pub(super) fn cold(&self, format: Format, image: &str) -> Result<()> {
         store::drop_caches()?;
-        let platform = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
+        let platform = images::architecture();
         for layer in self.stored.image(format, image, platform)?.layers {
             let mut blob = std::fs::File::open(self.stored.blob(&layer.blob)?)?;
             std::io::copy(&mut blob, &mut std::io::sink())?;

@@ -97,7 +97,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let missing = state.blob.state(next) == ChunkState::Missing
                 && !state.wants.contains_key(&next)
                 && !self.is_planned(layer, next);
-            let state = &self.layers[layer];
             let known = missing.then(|| state.blob.chunk(next).ok()).flatten();
             // What needs no network costs its reader nothing; what cannot be had is the reader's to hear of.
             let Some(chunk) = known.filter(|chunk| !chunk.zeros) else {
