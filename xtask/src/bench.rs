@@ -100,13 +100,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("the bench cannot run here: it {reason}");
         return Ok(ExitCode::from(69));
     }
-    // Where the store of the tests is looked for: beside this program.
-    crate::demo::binary(false)?;
+    // As users have it: the optimised build.
+    let program = crate::demo::binary(true)?;
     let link = Link {
         latency: Duration::from_millis(args.latency),
         bandwidth: (args.bandwidth > 0).then_some(args.bandwidth * 1_000_000 / 8),
     };
-    let lab = Lab::new(link)?;
+    let lab = Lab::new(link, program)?;
     let mut report = Report::new(args.latency, args.bandwidth);
     for &image in &args.images {
         for &format in &args.formats {

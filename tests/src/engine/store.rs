@@ -49,6 +49,11 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 impl<'a> Store<'a> {
+    /// Runs this program from its next start on.
+    pub fn set_program(&mut self, program: &Path) {
+        self.binary = program.to_path_buf();
+    }
+
     /// A stopped store in `<run>/<name>`. `options`: lines of the configuration file, tables included.
     ///
     /// # Errors

@@ -1,5 +1,11 @@
 //! What all starts share: the images behind a registry with a link of its own, and an engine.
 
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
 use anyhow::Result;
 use forelayer_tests::{
     engine::{
@@ -23,6 +29,9 @@ pub(super) struct Lab {
     pub(super) link: Link,
     /// In front of the registry; everybody asks here.
     pub(super) proxy: Server,
+    program: PathBuf,
+    /// What a node has in memory before any container starts.
+    resident: Vec<PathBuf>,
     _registry: Distribution,
     stored: Stored,
     engine: Namespace,
@@ -30,14 +39,18 @@ pub(super) struct Lab {
 }
 
 impl Lab {
-    pub(super) fn new(link: Link) -> Result<Self> {
+    pub(super) fn new(link: Link, program: PathBuf) -> Result<Self> {
         let environment = environment::prepare()?;
         let work = WorkDir::new(&cache::directory())?;
         let registry = Distribution::start(&work, "images", &environment.images, true)?;
         let proxy = Server::start_proxy(&registry.host())?;
+        let mut resident = engine_files(&environment.debian13)?;
+        resident.push(program.clone());
         let lab = Self {
             link,
             proxy,
+            program,
+            resident,
             _registry: registry,
             stored: Stored::new(&environment.images),
             engine: Namespace::new(&work, "podman5", Some(&environment.debian13))?,
@@ -59,13 +72,18 @@ impl Lab {
         self.proxy.set_bandwidth(self.link.bandwidth.filter(|_| on));
     }
 
-    /// Empties the machine's page cache, and fills it with what a registry elsewhere would have in its own: the blobs.
+    /// Empties the machine's page cache, and fills it with what is there before a start: on a registry elsewhere the
+    /// blobs, on the node the engine and the store. Reading an engine from a disk is not what is measured, and the
+    /// limit does not have it either.
     pub(super) fn cold(&self, format: Format, image: &str) -> Result<()> {
         store::drop_caches()?;
+        for path in &self.resident {
+            io::copy(&mut File::open(path)?, &mut io::sink())?;
+        }
         let platform = images::architecture();
         for layer in self.stored.image(format, image, platform)?.layers {
-            let mut blob = std::fs::File::open(self.stored.blob(&layer.blob)?)?;
-            std::io::copy(&mut blob, &mut std::io::sink())?;
+            let mut blob = File::open(self.stored.blob(&layer.blob)?)?;
+            io::copy(&mut blob, &mut io::sink())?;
         }
         Ok(())
     }
@@ -84,6 +102,31 @@ impl Lab {
 
     /// A store that does not run yet.
     pub(super) fn store(&self, name: &str) -> Result<Store<'_>> {
-        Store::new(&self.work, name, "[witness]\nquiet = 3\n")
+        let mut store = Store::new(&self.work, name, "[witness]\nquiet = 3\n")?;
+        store.set_program(&self.program);
+        Ok(store)
     }
+}
+
+/// The engine's programs and everything they may load, below the root of its Debian.
+fn engine_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for program in ["bin/podman", "bin/conmon", "bin/crun", "sbin/runc"] {
+        found.push(root.join("usr").join(program));
+    }
+    let libraries = root.join("usr/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
+    let mut directories = vec![root.join("usr/libexec/podman"), libraries];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_file() {
+                found.push(entry.path());
+            } else if kind.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    found.retain(|path| path.is_file());
+    Ok(found)
 }
