@@ -71,7 +71,8 @@ impl Server {
         Self::start_with(content, None, 0)
     }
 
-    /// Stands in front of the registry at `upstream` (`host:port`, plain HTTP): all methods, pushes included.
+    /// Stands in front of the registry at `upstream` (`host:port`, plain HTTP): all methods, pushes included. Blobs
+    /// added to its content are given from there.
     pub fn start_proxy(upstream: &str) -> io::Result<Self> {
         Self::start_with(Content::default(), Some(upstream.to_owned()), 0)
     }

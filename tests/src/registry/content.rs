@@ -104,6 +104,12 @@ impl Content {
         digest
     }
 
+    /// Whether a blob is there.
+    #[must_use]
+    pub fn has_blob(&self, digest: &str) -> bool {
+        self.blob(digest).is_some()
+    }
+
     /// Takes a blob away.
     pub fn remove_blob(&self, digest: &str) {
         self.inner.write().blobs.remove(digest);

@@ -86,7 +86,7 @@ pub(super) async fn answer(
             answer
         }
         Some(Fault::RangeNotSatisfiable) => document(416, "text/plain", "no such range"),
-        _ if state.upstream.is_some() => match upstream(&state, request, fault.as_ref()).await {
+        _ if state.upstream.is_some() && !is_own_blob(&state, &request) => match upstream(&state, request, fault.as_ref()).await {
             Ok(answer) => answer,
             Err(e) => document(
                 502,
@@ -103,6 +103,13 @@ pub(super) async fn answer(
         ),
     };
     Ok(finish(&state, &connection, answer, fault, open))
+}
+
+/// Whether a blob is asked for that this registry has itself, though another one stands behind it.
+fn is_own_blob(state: &State, request: &Request<Incoming>) -> bool {
+    let digest = request.uri().path().split_once("/blobs/");
+    request.method() == Method::GET
+        && digest.is_some_and(|(_, digest)| state.content.blob(digest).is_some())
 }
 
 fn record(state: &State, connection: &Connection, request: &Request<Incoming>) -> Record {
