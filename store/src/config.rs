@@ -84,6 +84,11 @@ impl Config {
     pub fn profiles_dir(&self) -> PathBuf {
         self.state_dir.join("profiles")
     }
+    /// Directory of the early requests: what the next pull of each image asks for first.
+    #[must_use]
+    pub fn early_dir(&self) -> PathBuf {
+        self.profiles_dir().join("early")
+    }
     /// The control socket.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
@@ -226,6 +231,8 @@ pub struct Prefetch {
     pub warm_bytes: u64,
     /// Paths looked up ahead for one start; 0: none.
     pub warm_paths: u32,
+    /// Bytes of layers asked for while the manifest is still on its way, held in memory until they are used; 0: none.
+    pub early_bytes: u64,
     /// Runs kept in a profile.
     pub keep_runs: usize,
 }
@@ -236,6 +243,7 @@ impl Default for Prefetch {
             enabled: true,
             warm_bytes: 2 << 30,
             warm_paths: 50_000,
+            early_bytes: 64 << 20,
             keep_runs: 8,
         }
     }

@@ -193,6 +193,7 @@ async fn with_mounts(
             pages: Some(Arc::new(served.warm.clone())),
             names,
             profiles_dir: config.profiles_dir(),
+            early_dir: config.early_dir(),
             layers_dir: config.layers_dir(),
             program: environment.program.clone(),
             config: config.prefetch.clone(),
@@ -287,6 +288,10 @@ fn follow(images: &Arc<Images>, fetcher: &Fetcher, prefetcher: &Prefetcher, back
                 .for_each(|layer| fetcher.background(layer));
         }
     }
+    let searcher = prefetcher.clone();
+    images.on_search(Box::new(move |reference, key| {
+        searcher.searched(reference, key);
+    }));
     let (fetcher, prefetcher) = (fetcher.clone(), prefetcher.clone());
     images.on_lookup(Box::new(move |image| {
         prefetcher.resolved(image.reference(), &image.layers);

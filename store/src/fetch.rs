@@ -21,7 +21,10 @@ use std::{ops::Range, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config, digest::Digest, image::Layer, metrics::Metrics, registry};
+use crate::{
+    config, digest::Digest, image::Layer, metrics::Metrics, prefetch::early::EarlyRequests,
+    registry,
+};
 pub use arrivals::Arrival;
 use arrivals::Arrivals;
 use executor::{Command, Executor, Wanted};
@@ -39,6 +42,7 @@ pub struct Fetcher {
     metrics: Arc<Metrics>,
     arrivals: Arc<Arrivals>,
     done: CancellationToken,
+    max_ahead_requests: usize,
 }
 
 /// Chunks in the order in which they will be needed, over all layers of an image.
@@ -144,7 +148,21 @@ impl Fetcher {
             metrics,
             arrivals,
             done,
+            max_ahead_requests: config.max_ahead_requests.max(1),
         })
+    }
+
+    /// Asks the registry of an image for what a pull will need before its layers are known.
+    #[must_use]
+    pub fn ahead(&self, reference: &str, requests: &EarlyRequests) -> Option<registry::Ahead> {
+        let reference: registry::Reference = reference.parse().ok()?;
+        let at_once = self.max_ahead_requests;
+        let wanted = requests.requests(at_once);
+        Some(
+            self.client
+                .as_ref()?
+                .ahead(&reference.repository, wanted, at_once),
+        )
     }
 
     /// Brings chunks somebody waits for. Returns when all are present and proven, or on the first that cannot be had.

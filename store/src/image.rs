@@ -17,5 +17,5 @@ mod resolve;
 mod staged;
 
 pub use error::LookupError;
-pub use images::{Image, Images, OnLookup, Record};
+pub use images::{Image, Images, OnLookup, OnSearch, Record};
 pub use layer::{DataMount, Layer};

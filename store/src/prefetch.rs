@@ -8,6 +8,7 @@
 //! * [`locate`]: a profile's files in an image's layers.
 //! * [`plan`]: prediction -> chunks in the order of need.
 //! * [`trace`]: a witness's trace -> a run, and the chunks that it touched.
+//! * [`early`]: what the next pull asks for before its manifest is there.
 //! * [`accounting`]: what became of predicted chunks.
 //! * [`merged`]: the image's tree as overlayfs walks it.
 //! * [`names`]: the names asked for during a start.
@@ -15,6 +16,7 @@
 //! * [`engine`]: the owner.
 
 pub mod accounting;
+pub mod early;
 pub mod engine;
 pub mod locate;
 pub mod merged;

@@ -1,8 +1,10 @@
 //! Talks to registries: manifests, small blobs, and ranges of large ones.
 //!
 //! Invariants: `Authorization` is never sent to another host than the one it is for; only the scheduler
-//! (crate::fetch) asks for ranges of layer blobs, except the TOC reads of crate::image.
+//! (crate::fetch) asks for ranges of layer blobs, except the TOC reads of crate::image and what [`ahead`] is told to ask
+//! for before the layer is known.
 
+mod ahead;
 mod auth;
 mod challenge;
 mod credentials;
@@ -18,6 +20,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use self::{
+    ahead::Shelf,
     auth::Auth,
     credentials::Credentials,
     errand::{Errand, Inner},
@@ -25,6 +28,7 @@ use self::{
     transport::{Transport, authority, content_type},
 };
 use crate::{config, digest::Digest, metrics::Metrics};
+pub use ahead::{Ahead, Early};
 pub use credentials::default_auth_files;
 pub use error::{Asked, Failure, Question, RegistryError};
 pub use range::RangeBody;
@@ -96,6 +100,7 @@ impl Client {
                 transport,
                 redirects: Redirects::default(),
                 metrics,
+                shelf: Shelf::default(),
                 metadata: tokio::sync::Semaphore::new(METADATA_REQUESTS),
             }),
         })
@@ -184,6 +189,9 @@ impl Client {
         digest: &Digest,
         max: u64,
     ) -> Result<Bytes, RegistryError> {
+        if let Some(bytes) = self.early_blob(repository, digest, max).await {
+            return Ok(bytes);
+        }
         let question = ask(repository, Asked::Blob(*digest));
         let mut again = Again::default();
         loop {
@@ -193,6 +201,22 @@ impl Client {
                 Err(error) => again.pause(error).await?,
             }
         }
+    }
+
+    /// A blob that was asked for ahead, if it came and is what it should be.
+    async fn early_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        max: u64,
+    ) -> Option<Bytes> {
+        let piece = self.inner.shelf.whole(repository, digest)?;
+        if piece.range.end > max {
+            return None;
+        }
+        let bytes = piece.collect(piece.range.clone()).await?;
+        self.inner.count_bytes(bytes.len());
+        (Digest::of(&bytes) == *digest).then_some(bytes)
     }
 
     async fn blob_once(
@@ -232,7 +256,29 @@ impl Client {
         self.open_range(repository, blob, size, &range, true).await
     }
 
+    /// From what was asked for ahead, or from the network.
     async fn open_range(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+        size: u64,
+        range: &Range<u64>,
+        caller_counts: bool,
+    ) -> Result<RangeBody, RegistryError> {
+        if let Some(piece) = self.inner.shelf.piece(repository, blob, range) {
+            return Ok(RangeBody::of_early(
+                self,
+                repository,
+                (*blob, size),
+                range,
+                piece,
+            ));
+        }
+        self.open_network(repository, blob, size, range, caller_counts)
+            .await
+    }
+
+    async fn open_network(
         &self,
         repository: &Repository,
         blob: &Digest,

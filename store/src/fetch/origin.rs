@@ -31,6 +31,9 @@ pub(super) trait Blob: Send + Sync + fmt::Debug {
     fn state(&self, chunk: u32) -> ChunkState;
     /// Hosts that have the blob, best first.
     fn hosts(&self) -> Vec<String>;
+    /// The part of the blob around `span` that was asked for before the layer was known ([`registry::Client::ahead`]):
+    /// it needs no request, but a range must not reach beyond it.
+    fn early(&self, source: usize, span: &Range<u64>) -> Option<Range<u64>>;
 }
 
 /// What fetching needs besides.
@@ -54,6 +57,10 @@ pub(super) trait Origin: Blob {
 pub(super) trait Body: Send {
     /// The next piece; `None` at the end.
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, Refusal>>>;
+    /// Whether it needed no request.
+    fn is_early(&self) -> bool {
+        false
+    }
 }
 
 /// Why a host did not give what it was asked for.
@@ -103,6 +110,13 @@ impl Blob for LayerOrigin {
     fn hosts(&self) -> Vec<String> {
         let sources = self.layer.sources();
         sources.into_iter().map(|source| source.host).collect()
+    }
+    fn early(&self, source: usize, span: &Range<u64>) -> Option<Range<u64>> {
+        if !self.client.has_early(self.layer.blob()) {
+            return None;
+        }
+        let source = self.layer.sources().into_iter().nth(source)?;
+        self.client.early(&source, self.layer.blob(), span)
     }
 }
 
@@ -185,5 +199,8 @@ impl Body for RangeBody {
                 .await
                 .map(|piece| piece.map_err(Refusal::from))
         })
+    }
+    fn is_early(&self) -> bool {
+        self.0.is_early()
     }
 }

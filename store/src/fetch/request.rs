@@ -81,8 +81,6 @@ pub(super) async fn run(
     events: UnboundedSender<Event>,
 ) {
     let id = request.id;
-    let lane = ByLane { lane: request.lane };
-    shared.metrics.requests.get_or_create(&lane).inc();
     let (mut groups, lost) = groups(&request);
     for (chunk, why) in lost {
         let result = Err(ChunkFailure::Store(why));
@@ -221,7 +219,14 @@ impl Stream<'_> {
             Some(body) => body,
             None => {
                 let range = self.request.range.clone();
-                let opened = self.request.blob.open(self.request.source, range).await?;
+                let opened = self.request.blob.open(self.request.source, range).await;
+                if !opened.as_ref().is_ok_and(|body| body.is_early()) {
+                    let lane = ByLane {
+                        lane: self.request.lane,
+                    };
+                    self.meter.metrics.requests.get_or_create(&lane).inc();
+                }
+                let opened = opened?;
                 if self.request.lane == Lane::Demand {
                     let request = self.request.id;
                     let _ = self.events.send(Event::Flowing { request });

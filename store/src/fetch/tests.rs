@@ -185,6 +185,9 @@ impl Blob for Memory {
     fn hosts(&self) -> Vec<String> {
         vec!["registry.test".to_owned()]
     }
+    fn early(&self, _: usize, _: &Range<u64>) -> Option<Range<u64>> {
+        None
+    }
 }
 
 impl Origin for Memory {

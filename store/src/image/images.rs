@@ -21,6 +21,7 @@ use crate::{
     digest::Digest,
     format::limits::Limits,
     metrics::{ByLookup, LookupResult, Metrics},
+    prefetch::early::{BlobRange, Metadata},
     registry,
 };
 
@@ -61,6 +62,9 @@ impl Image {
 /// Told of every lookup that is served, with the image: the pull of it has begun.
 pub type OnLookup = Box<dyn Fn(&Arc<Image>) + Send + Sync>;
 
+/// Told of every lookup that must ask the registry, with the reference and the digest that is looked up.
+pub type OnSearch = Box<dyn Fn(&str, &Digest) + Send + Sync>;
+
 /// All images and layers the store knows.
 pub struct Images {
     tables: Arc<Tables>,
@@ -68,6 +72,7 @@ pub struct Images {
     resolver: Arc<Resolver>,
     flights: Flights<Result<Arc<Resolution>, LookupError>>,
     on_lookup: OnceLock<OnLookup>,
+    on_search: OnceLock<OnSearch>,
     config: config::Lookup,
     metrics: Arc<Metrics>,
 }
@@ -124,6 +129,7 @@ impl Images {
             resolver: Arc::new(resolver),
             flights: Flights::new(),
             on_lookup: OnceLock::new(),
+            on_search: OnceLock::new(),
             config: config.clone(),
             metrics,
         })
@@ -132,6 +138,45 @@ impl Images {
     /// Sets who is told of lookups; once.
     pub fn on_lookup(&self, told: OnLookup) {
         let _ = self.on_lookup.set(told);
+    }
+
+    /// Sets who is told that a registry is asked; once.
+    pub fn on_search(&self, told: OnSearch) {
+        let _ = self.on_search.set(told);
+    }
+
+    /// What a pull of an image asked its registry for before its layers were known, to be asked for at once the next
+    /// time. Nothing where a record of an earlier version says too little.
+    #[must_use]
+    pub fn metadata(&self, reference: &str) -> Option<Metadata> {
+        let image = self.image(reference)?;
+        let (config, size) = image.record.config?;
+        let mut metadata = Metadata {
+            keys: Vec::new(),
+            ranges: vec![BlobRange {
+                blob: config,
+                size,
+                start: 0,
+                end: size,
+            }],
+        };
+        for blob in &image.record.current {
+            let recorded = image
+                .record
+                .layers
+                .iter()
+                .find(|layer| layer.blob == *blob)?;
+            let layer = self.tables.by_blob.get(blob)?;
+            let (start, end) = recorded.toc_bytes?;
+            metadata.keys.extend([recorded.blob, recorded.toc]);
+            metadata.ranges.push(BlobRange {
+                blob: *blob,
+                size: layer.index.facts().size,
+                start,
+                end,
+            });
+        }
+        Some(metadata)
     }
 
     /// What is already known of (reference, digest): memory only, never waits.
@@ -177,6 +222,9 @@ impl Images {
     async fn find(&self, reference: &str, key: &Digest) -> Result<Arc<Record>, LookupError> {
         if let Some(record) = self.recorded(reference, key) {
             return Ok(record);
+        }
+        if let Some(told) = self.on_search.get() {
+            told(reference, key);
         }
         // A flight for another platform's layer of the same index does not list this one: then one of its own follows.
         for flight in [reference.to_owned(), format!("{reference} {key}")] {
@@ -240,18 +288,8 @@ impl Images {
                         key,
                     });
                 }
-                let accepted: Vec<_> = resolution
-                    .layers
-                    .iter()
-                    .filter_map(|layer| match layer.verdict {
-                        Verdict::Accepted(recorded) => Some(recorded),
-                        Verdict::Ordinary | Verdict::Not(_) => None,
-                    })
-                    .collect();
-                if !accepted.is_empty() {
-                    let refused = registrar
-                        .register(&text, &resolution.repository, accepted, staged)
-                        .await?;
+                if !resolution.accepted().is_empty() {
+                    let refused = registrar.register(&text, &resolution, staged).await?;
                     for (blob, error) in &refused {
                         resolution.refuse(blob, error);
                     }

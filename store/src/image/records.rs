@@ -26,6 +26,9 @@ pub struct ImageRecord {
     pub current: Vec<Digest>,
     /// Every layer that was ever accepted under this reference.
     pub layers: Vec<RecordedLayer>,
+    /// The config of the last resolution: digest and bytes. Missing in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<(Digest, u64)>,
 }
 
 /// A layer of an image, as far as the image decides it.
@@ -39,6 +42,10 @@ pub struct RecordedLayer {
     pub diff_id: Digest,
     /// Uncompressed bytes (see [`super::info::Facts::size`]).
     pub size: u64,
+    /// Where the blob's TOC was read: the first byte and the byte behind the last. Missing in records of earlier
+    /// versions, and where the layer was served already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toc_bytes: Option<(u64, u64)>,
 }
 
 /// `blobs/sha256/<hex>/meta.json`.
@@ -98,6 +105,7 @@ impl ImageRecord {
             reference: reference.to_owned(),
             current: Vec::new(),
             layers: Vec::new(),
+            config: None,
         }
     }
 
@@ -110,7 +118,13 @@ impl ImageRecord {
                 .iter_mut()
                 .find(|known| known.blob == layer.blob)
             {
-                Some(known) => *known = *layer,
+                Some(known) => {
+                    let toc_bytes = layer.toc_bytes.or(known.toc_bytes);
+                    *known = RecordedLayer {
+                        toc_bytes,
+                        ..*layer
+                    };
+                }
                 None => self.layers.push(*layer),
             }
         }
@@ -323,6 +337,7 @@ mod tests {
             toc: digest,
             diff_id: digest,
             size: 7,
+            toc_bytes: None,
         }
     }
 

@@ -14,6 +14,7 @@ use super::{
     images::Image,
     layer::Layer,
     records::{RecordError, RecordedLayer, Records},
+    resolve::Resolution,
     staged::Staged,
 };
 use crate::{cache::Cache, digest::Digest, metrics::Metrics, registry::Repository};
@@ -37,6 +38,7 @@ struct Request {
     reference: String,
     repository: Repository,
     accepted: Vec<RecordedLayer>,
+    config: Option<(Digest, u64)>,
     staged: Vec<Staged>,
     reply: oneshot::Sender<Result<Refused, LookupError>>,
 }
@@ -84,16 +86,16 @@ impl Registrar {
     pub(super) async fn register(
         &self,
         reference: &str,
-        repository: &Repository,
-        accepted: Vec<RecordedLayer>,
+        resolution: &Resolution,
         staged: Vec<Staged>,
     ) -> Result<Refused, LookupError> {
         let (reply, answer) = oneshot::channel();
         let gone = || LookupError::Disk("the store is stopping".to_owned());
         let request = Request {
             reference: reference.to_owned(),
-            repository: repository.clone(),
-            accepted,
+            repository: resolution.repository.clone(),
+            accepted: resolution.accepted(),
+            config: resolution.config,
             staged,
             reply,
         };

@@ -57,10 +57,21 @@ pub(super) struct Resolved {
 #[derive(Debug, Clone)]
 pub(super) struct Resolution {
     pub(super) repository: Repository,
+    /// Digest and bytes of the image's config, where it was read.
+    pub(super) config: Option<(Digest, u64)>,
     pub(super) layers: Vec<Resolved>,
 }
 
 impl Resolution {
+    /// What can be served of the image, bottom first.
+    pub(super) fn accepted(&self) -> Vec<RecordedLayer> {
+        let accepted = self.layers.iter().filter_map(|layer| match layer.verdict {
+            Verdict::Accepted(recorded) => Some(recorded),
+            Verdict::Ordinary | Verdict::Not(_) => None,
+        });
+        accepted.collect()
+    }
+
     /// Takes back what was said of a layer.
     pub(super) fn refuse(&mut self, blob: &Digest, error: &LookupError) {
         for layer in self.layers.iter_mut().filter(|layer| layer.blob == *blob) {
@@ -70,10 +81,8 @@ impl Resolution {
 
     /// TOCs that were found only by looking show only now that one stands for two layers.
     fn refuse_repeated(&mut self, text: &str) {
-        let accepted = self.layers.iter().filter_map(|layer| match layer.verdict {
-            Verdict::Accepted(recorded) => Some((recorded.blob, Some(recorded.toc))),
-            Verdict::Ordinary | Verdict::Not(_) => None,
-        });
+        let accepted = self.accepted().into_iter();
+        let accepted = accepted.map(|layer| (layer.blob, Some(layer.toc)));
         for blob in manifest::repeated(accepted) {
             let error = LookupError::Repeated {
                 reference: text.to_owned(),
@@ -104,6 +113,8 @@ struct Usable {
     content: u64,
     /// Its index; `None` where the layer is served already.
     staged: Option<Staged>,
+    /// Bytes of the blob that were read for its TOC.
+    toc_bytes: Option<(u64, u64)>,
 }
 
 /// What resolving needs.
@@ -187,6 +198,7 @@ impl Resolver {
                             toc: usable.toc,
                             diff_id,
                             size,
+                            toc_bytes: usable.toc_bytes,
                         })
                     }
                     Ok(None) => Verdict::Ordinary,
@@ -201,6 +213,7 @@ impl Resolver {
         );
         let mut resolution = Resolution {
             layers: layers.collect(),
+            config: Some((manifest.config.digest, manifest.config.size)),
             repository,
         };
         resolution.refuse_repeated(text);
@@ -325,6 +338,7 @@ impl Resolver {
             });
         Resolution {
             layers: layers.collect(),
+            config: None,
             repository,
         }
     }

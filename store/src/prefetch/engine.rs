@@ -23,15 +23,18 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    early::{EarlyRequests, Metadata},
     names::NameLog,
     warm::{PageStore, Warmer},
 };
 use crate::{
     config,
     control::{PrefetchProgress, PrefetchRequest, RunSummary},
+    digest::Digest,
     fetch::{Arrival, Fetcher, Plan, PlanOutcome},
     image::{Images, Layer},
     metrics::Metrics,
+    registry::Ahead,
 };
 use owner::{Event, Owner};
 
@@ -49,6 +52,8 @@ pub trait Library: Send + Sync + 'static {
         self: Arc<Self>,
         reference: String,
     ) -> BoxFuture<'static, Result<Vec<Arc<Layer>>, String>>;
+    /// What a pull of an image asks its registry for before its layers are known.
+    fn metadata(&self, reference: &str) -> Option<Metadata>;
 }
 
 impl Library for Images {
@@ -72,6 +77,9 @@ impl Library for Images {
             }
         })
     }
+    fn metadata(&self, reference: &str) -> Option<Metadata> {
+        Self::metadata(self, reference)
+    }
 }
 
 /// What carries plans out; the [`Fetcher`] in the store.
@@ -83,6 +91,8 @@ pub trait Lanes: Send + Sync + 'static {
     fn arrivals(&self, layer: &Layer) -> Vec<Arrival>;
     /// Nobody needs to know any more how a layer's chunks came.
     fn forget_arrivals(&self, layer: &Layer);
+    /// Asks for what an image will need before its layers are known; `None` where nobody can. Called within a runtime.
+    fn ahead(&self, reference: &str, requests: &EarlyRequests) -> Option<Ahead>;
 }
 
 impl Lanes for Fetcher {
@@ -95,6 +105,9 @@ impl Lanes for Fetcher {
     }
     fn forget_arrivals(&self, layer: &Layer) {
         Self::forget_arrivals(self, layer);
+    }
+    fn ahead(&self, reference: &str, requests: &EarlyRequests) -> Option<Ahead> {
+        Self::ahead(self, reference, requests)
     }
 }
 
@@ -110,6 +123,8 @@ pub struct Parts {
     pub names: Arc<NameLog>,
     /// Where profiles are kept.
     pub profiles_dir: PathBuf,
+    /// Where early requests are kept.
+    pub early_dir: PathBuf,
     /// Where the data mounts are.
     pub layers_dir: PathBuf,
     /// This program, for the warmer.
@@ -190,6 +205,15 @@ impl Prefetcher {
             let _ = events.try_send(Event::Stop);
         });
         Ok(handle)
+    }
+
+    /// An engine looks a layer up that is not known: its registry is being asked. `key` is the digest that the engine
+    /// has for the layer.
+    pub fn searched(&self, reference: &str, key: &Digest) {
+        self.send(Event::Searched {
+            reference: reference.to_owned(),
+            key: *key,
+        });
     }
 
     /// An engine looked a layer of an image up: its pull has begun. `layers` bottom first, as manifests list them.

@@ -56,6 +56,72 @@ pub fn plan(
     prediction: &Prediction,
     layers: &[Arc<Layer>],
 ) -> Result<Planned, IndexError> {
+    let (needed, mut pages) = needed(prediction, layers)?;
+    // Stable: pages of one time stay in the order of their files.
+    pages.sort_by_key(|pages| pages.at_us);
+    let mut bytes = HashMap::new();
+    let mut steps = Vec::new();
+    for ((slot, number), needed) in needed {
+        let layer = &layers[needed.layer];
+        let state = layer.cache.state(number);
+        if state == ChunkState::Present {
+            continue;
+        }
+        let Some(chunk) = layer.index.chunk(number)? else {
+            continue;
+        };
+        // Zeros and what only needs to be proven are made ready too, but nothing is fetched for them.
+        if state == ChunkState::Missing && !chunk.zeros {
+            bytes.insert((slot, number), chunk.len);
+        }
+        steps.push(PlanStep {
+            layer: Arc::clone(layer),
+            chunk: number,
+            at_us: needed.at_us,
+        });
+    }
+    steps.sort_by_key(order);
+    let paths = (prediction
+        .files
+        .iter()
+        .map(|file| format!("/{}", file.path)))
+    .chain(prediction.found.iter().cloned())
+    .chain(prediction.missing.iter().cloned())
+    .collect();
+    Ok(Planned {
+        plan: Plan {
+            name: name.to_owned(),
+            steps,
+        },
+        bytes,
+        pages,
+        paths,
+    })
+}
+
+/// Every chunk that a start is predicted to need, whether it is here or not, first needed first.
+///
+/// # Errors
+/// If an index is damaged.
+pub fn steps(prediction: &Prediction, layers: &[Arc<Layer>]) -> Result<Vec<PlanStep>, IndexError> {
+    let (needed, _) = needed(prediction, layers)?;
+    let mut steps: Vec<PlanStep> = needed
+        .into_iter()
+        .map(|((_, chunk), needed)| PlanStep {
+            layer: Arc::clone(&layers[needed.layer]),
+            chunk,
+            at_us: needed.at_us,
+        })
+        .collect();
+    steps.sort_by_key(order);
+    Ok(steps)
+}
+
+/// The chunks under the READ windows of what is predicted, and the predicted pages, in no order.
+fn needed(
+    prediction: &Prediction,
+    layers: &[Arc<Layer>],
+) -> Result<(HashMap<ChunkKey, Needed>, Vec<PlannedPages>), IndexError> {
     let locator = Locator::new(layers);
     let mut places: Vec<Option<Place>> = Vec::with_capacity(prediction.files.len());
     for file in &prediction.files {
@@ -117,46 +183,7 @@ pub fn plan(
             }
         }));
     }
-    // Stable: pages of one time stay in the order of their files.
-    pages.sort_by_key(|pages| pages.at_us);
-    let mut bytes = HashMap::new();
-    let mut steps = Vec::new();
-    for ((slot, number), needed) in needed {
-        let layer = &layers[needed.layer];
-        let state = layer.cache.state(number);
-        if state == ChunkState::Present {
-            continue;
-        }
-        let Some(chunk) = layer.index.chunk(number)? else {
-            continue;
-        };
-        // Zeros and what only needs to be proven are made ready too, but nothing is fetched for them.
-        if state == ChunkState::Missing && !chunk.zeros {
-            bytes.insert((slot, number), chunk.len);
-        }
-        steps.push(PlanStep {
-            layer: Arc::clone(layer),
-            chunk: number,
-            at_us: needed.at_us,
-        });
-    }
-    steps.sort_by_key(|step| (step.at_us, step.layer.slot, step.chunk));
-    let paths = (prediction
-        .files
-        .iter()
-        .map(|file| format!("/{}", file.path)))
-    .chain(prediction.found.iter().cloned())
-    .chain(prediction.missing.iter().cloned())
-    .collect();
-    Ok(Planned {
-        plan: Plan {
-            name: name.to_owned(),
-            steps,
-        },
-        bytes,
-        pages,
-        paths,
-    })
+    Ok((needed, pages))
 }
 
 /// Every chunk that is not here, after those of `first`: what `forelayer prefetch --all` asks for.
@@ -187,6 +214,11 @@ pub fn everything(first: Plan, layers: &[Arc<Layer>]) -> Result<Plan, IndexError
         name: first.name,
         steps,
     })
+}
+
+/// First needed first; what is needed at one time in the order of the blob.
+fn order(step: &PlanStep) -> (i64, u32, u32) {
+    (step.at_us, step.layer.slot, step.chunk)
 }
 
 struct Needed {

@@ -22,6 +22,7 @@ use url::Url;
 
 use super::{
     Failure, Question, RegistryError, Repository,
+    ahead::Shelf,
     auth::Auth,
     redirects::{self, Redirects},
     transport::{Transport, authority, is_html, shorten},
@@ -41,6 +42,7 @@ pub(super) struct Inner {
     pub(super) auth: Arc<Auth>,
     pub(super) redirects: Redirects,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) shelf: Shelf,
     pub(super) metadata: tokio::sync::Semaphore,
 }
 

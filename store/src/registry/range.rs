@@ -13,11 +13,16 @@ use reqwest::{
 use url::Url;
 
 use super::{
-    RegistryError,
+    Asked, Client, RegistryError, Repository,
+    ahead::Piece,
+    ask,
     error::{Failure, Question},
     transport::{Transport, authority, is_html},
 };
-use crate::metrics::{ByLane, Lane, Metrics};
+use crate::{
+    digest::Digest,
+    metrics::{ByLane, Lane, Metrics},
+};
 
 /// Bytes before a range that are read and thrown away when a registry sends the whole blob instead of the range.
 pub(super) const MAX_SKIP: u64 = 4 << 20;
@@ -36,6 +41,20 @@ pub struct RangeBody {
     ends_there: bool,
     /// For bytes that are read and thrown away, which no caller can count.
     metrics: Arc<Metrics>,
+    early: Option<EarlyBytes>,
+}
+
+/// Bytes that were asked for ahead.
+#[derive(Debug)]
+struct EarlyBytes {
+    piece: Arc<Piece>,
+    position: u64,
+    end: u64,
+    /// For what does not come.
+    client: Client,
+    repository: Repository,
+    blob: Digest,
+    size: u64,
 }
 
 /// How an answer's body lies to the range.
@@ -63,7 +82,44 @@ impl RangeBody {
             left: 0,
             ends_there: false,
             metrics,
+            early: None,
         }
+    }
+
+    /// A range that lies in what was asked for ahead.
+    pub(super) fn of_early(
+        client: &Client,
+        repository: &Repository,
+        (blob, size): (Digest, u64),
+        range: &Range<u64>,
+        piece: Arc<Piece>,
+    ) -> Self {
+        let inner = &client.inner;
+        let question = ask(repository, Asked::Range(blob, range.clone()));
+        let early = EarlyBytes {
+            piece,
+            position: range.start,
+            end: range.end,
+            client: client.clone(),
+            repository: repository.clone(),
+            blob,
+            size,
+        };
+        Self {
+            wanted: range.end - range.start,
+            early: Some(early),
+            ..Self::empty(
+                question,
+                Arc::clone(&inner.transport),
+                Arc::clone(&inner.metrics),
+            )
+        }
+    }
+
+    /// Whether the bytes were asked for ahead: no request is made for them now.
+    #[must_use]
+    pub const fn is_early(&self) -> bool {
+        self.early.is_some()
     }
 
     /// Takes an answer if it is one to a request for `range` of a blob of `size` bytes.
@@ -96,12 +152,35 @@ impl RangeBody {
             left: wanted,
             ends_there: fit.ends_there,
             metrics,
+            early: None,
         })
     }
 
     /// The next piece; `None` at the end of what was asked for. A body that ends early is an error. After an error
     /// there is only `None`. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Result<Bytes, RegistryError>> {
+        if let Some(early) = &mut self.early {
+            if early.position == early.end {
+                return None;
+            }
+            if let Some(bytes) = early.piece.read(early.position, early.end).await {
+                early.position += bytes.len() as u64;
+                return Some(Ok(bytes));
+            }
+            // It did not come: the rest is asked for now.
+            let range = early.position..early.end;
+            let opened = early
+                .client
+                .open_network(&early.repository, &early.blob, early.size, &range, false)
+                .await;
+            match opened {
+                Ok(body) => *self = body,
+                Err(error) => {
+                    early.position = early.end;
+                    return Some(Err(error));
+                }
+            }
+        }
         loop {
             let response = self.response.as_mut()?;
             let piece = self.transport.piece(response).await;

@@ -86,14 +86,16 @@ pub(super) async fn answer(
             answer
         }
         Some(Fault::RangeNotSatisfiable) => document(416, "text/plain", "no such range"),
-        _ if state.upstream.is_some() && !is_own_blob(&state, &request) => match upstream(&state, request, fault.as_ref()).await {
-            Ok(answer) => answer,
-            Err(e) => document(
-                502,
-                "text/plain",
-                &format!("the registry behind this one: {e}"),
-            ),
-        },
+        _ if state.upstream.is_some() && !is_own_blob(&state, &request) => {
+            match upstream(&state, request, fault.as_ref()).await {
+                Ok(answer) => answer,
+                Err(e) => document(
+                    502,
+                    "text/plain",
+                    &format!("the registry behind this one: {e}"),
+                ),
+            }
+        }
         _ => local(
             &state,
             request.method(),

@@ -118,7 +118,9 @@ fn engine_files(root: &Path) -> Result<Vec<PathBuf>> {
     for program in ["bin/podman", "bin/conmon", "bin/crun", "sbin/runc"] {
         found.push(root.join("usr").join(program));
     }
-    let libraries = root.join("usr/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
+    let libraries = root
+        .join("usr/lib")
+        .join(format!("{}-linux-gnu", std::env::consts::ARCH));
     let mut directories = vec![root.join("usr/libexec/podman"), libraries];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory)? {

@@ -194,7 +194,10 @@ impl<'a> Bench<'a> {
     fn run(&self, mode: Mode, podman: &Podman<'_>, format: Format, pull: bool) -> Result<Start> {
         let reference = self.reference(format);
         self.lab.proxy.log().clear();
-        eprintln!("UPTIME {mode:?} {}", std::fs::read_to_string("/proc/uptime")?);
+        eprintln!(
+            "UPTIME {mode:?} {}",
+            std::fs::read_to_string("/proc/uptime")?
+        );
         let begin = Instant::now();
         if pull {
             podman.run(&["pull", &reference])?;

@@ -1,6 +1,6 @@
 //! Starting requests: which chunk goes first, and which others go along.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use super::{
     Action, Cursor, LayerKey, Priority, Request, Running, Scheduler,
@@ -238,10 +238,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         };
         let mut growing = Growing::new(want.span.clone(), self.bounds());
         let place = (want.span.start, seed);
+        // What was asked for before the layer was known needs no request; one that reaches beyond would ask for it again.
+        let source = state.source % state.blob.hosts().len().max(1);
+        let early = |span: &Range<u64>| state.blob.early(source, span);
+        let seed_early = early(&want.span);
         let wanted = |chunk: &u32| {
-            let want = state.wants.get(chunk);
-            want.filter(|want| want.priority >= priority)
-                .map(|want| &want.span)
+            let want = state.wants.get(chunk)?;
+            (want.priority >= priority && early(&want.span) == seed_early).then_some(&want.span)
         };
         for (start, chunk) in state.queued.range(place..) {
             if growing.is_past(*start) {

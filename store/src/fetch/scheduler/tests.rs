@@ -27,6 +27,8 @@ struct Fake {
     zeros: u32,
     hosts: Mutex<Vec<String>>,
     states: Mutex<Vec<ChunkState>>,
+    /// What was asked for before the layer was known.
+    early: Mutex<Vec<Range<u64>>>,
     spans: Vec<Range<u64>>,
 }
 
@@ -38,6 +40,7 @@ impl Fake {
             zeros: u32::MAX,
             hosts: Mutex::new(vec!["one".to_owned()]),
             states: Mutex::new(vec![ChunkState::Missing; chunks as usize]),
+            early: Mutex::default(),
             spans: spans.collect(),
         }
     }
@@ -78,6 +81,11 @@ impl Blob for Fake {
     }
     fn hosts(&self) -> Vec<String> {
         self.hosts.lock().clone()
+    }
+    fn early(&self, _: usize, span: &Range<u64>) -> Option<Range<u64>> {
+        let early = self.early.lock();
+        let holds = |early: &&Range<u64>| early.start <= span.start && span.end <= early.end;
+        early.iter().find(holds).cloned()
     }
 }
 

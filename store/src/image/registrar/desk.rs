@@ -117,6 +117,7 @@ impl Desk {
             |image| image.record.clone(),
         );
         record.accept(&taken);
+        record.config = request.config.or(record.config);
         if before.is_none_or(|before| before.record != record) {
             self.records.put_image(&record).map_err(disk)?;
             let image = self.image(record);

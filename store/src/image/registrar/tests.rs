@@ -79,6 +79,7 @@ impl Bench {
             toc: staged.facts.toc,
             diff_id: Digest::of(b"a tar"),
             size: 0,
+            toc_bytes: None,
         };
         self.ask(repository_name, accepted, vec![staged])
     }
@@ -93,6 +94,7 @@ impl Bench {
             reference: format!("registry.example/{repository_name}:latest"),
             repository: repository(repository_name),
             accepted: vec![accepted],
+            config: None,
             staged,
             reply: oneshot::channel().0,
         })

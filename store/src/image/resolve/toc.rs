@@ -16,6 +16,8 @@ use crate::{
 struct Section<'a> {
     place: TocPlace,
     bytes: Bytes,
+    /// Bytes of the blob that were read for it.
+    read: (u64, u64),
     room: Option<SemaphorePermit<'a>>,
 }
 
@@ -83,6 +85,7 @@ impl Resolver {
             toc: facts.toc,
             content: served.content,
             staged: None,
+            toc_bytes: None,
         };
         if annotated.is_none() && !sources.contains(repository) {
             // Nothing in this manifest binds a TOC, so only what this very repository supplied counts as found here.
@@ -127,7 +130,13 @@ impl Resolver {
             let bytes = self
                 .range(repository, layer, place.offset..place.offset + place.len)
                 .await?;
-            return Ok(Ok(Section { place, bytes, room }));
+            let read = (place.offset, place.offset + place.len);
+            return Ok(Ok(Section {
+                place,
+                bytes,
+                read,
+                room,
+            }));
         }
         let failed = |error: registry::RegistryError| {
             LookupError::of_layer(&layer.digest, repository, &error)
@@ -166,7 +175,13 @@ impl Resolver {
             section.extend_from_slice(tail.bytes.get(from..to).unwrap_or_default());
         }
         let bytes = section.freeze();
-        Ok(Ok(Section { place, bytes, room }))
+        let read = (place.offset.min(tail.offset), layer.size);
+        Ok(Ok(Section {
+            place,
+            bytes,
+            read,
+            room,
+        }))
     }
 
     /// Some bytes of a blob, whole.
@@ -195,7 +210,12 @@ impl Resolver {
             .cache
             .blob_dir(&blob)
             .map_err(|error| refused(error.to_string()))?;
-        let Section { place, bytes, room } = section;
+        let Section {
+            place,
+            bytes,
+            read,
+            room,
+        } = section;
         let processor = self.room.build().await;
         let built = tokio::task::spawn_blocking(move || {
             let _processor = processor;
@@ -209,6 +229,7 @@ impl Resolver {
                 toc: facts.toc,
                 content: index.data_len(),
                 staged: Some(dest.holds(facts)),
+                toc_bytes: Some(read),
             })
         });
         let built = built.await;

@@ -28,11 +28,13 @@ use crate::{
     image::Layer,
     prefetch::{
         accounting::{Account, Books, Closed},
+        early::EarlyRequests,
         plan::{self, ChunkKey, Planned},
         progress::{self, Wanted},
         trace::{self, TakenIn},
         warm::Warmer,
     },
+    registry::Ahead,
 };
 
 /// An overlay mount asks for its lowers one after the other, and each answer may wait for the witness
@@ -40,6 +42,8 @@ use crate::{
 const GROUP: Duration = Duration::from_millis(40);
 /// A plan of the same layers is not made again within this time: an engine looks every layer up, then mounts.
 const AGAIN: Duration = Duration::from_secs(10);
+/// What was asked for ahead of a lookup that does not end is let go of after this time.
+const LOOKUP: Duration = Duration::from_secs(30);
 /// What a trace may take beyond its window: detaching, attribution, sending.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -50,6 +54,10 @@ pub(super) enum Event {
     Resolved {
         reference: String,
         layers: Vec<Arc<Layer>>,
+    },
+    Searched {
+        reference: String,
+        key: Digest,
     },
     Mounted {
         slot: u32,
@@ -79,6 +87,8 @@ pub(super) struct Owner {
     group: Option<(Vec<u32>, Instant)>,
     /// When the layers (slots, sorted) were planned last.
     planned: HashMap<Vec<u32>, Instant>,
+    /// What was asked for before its layers were known, by image, until the lookup ends or then.
+    early: HashMap<String, (Option<Ahead>, Instant)>,
 }
 
 impl Owner {
@@ -99,6 +109,7 @@ impl Owner {
             books,
             group: None,
             planned: HashMap::new(),
+            early: HashMap::new(),
         }
     }
 
@@ -112,6 +123,7 @@ impl Owner {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Mounted { slot }) => self.mounted(slot),
+                Ok(Event::Searched { reference, key }) => self.searched(&reference, &key),
                 Ok(Event::Resolved { reference, layers }) => self.begin(Some(&reference), layers),
                 Ok(Event::Trace { trace, reply }) => {
                     // Its own mount is to be counted before it.
@@ -136,6 +148,7 @@ impl Owner {
             {
                 self.group_complete();
             }
+            self.early.retain(|_, (_, until)| *until > now);
             let closed = self.books.settle(now);
             self.closed(closed);
         }
@@ -143,7 +156,61 @@ impl Owner {
 
     fn deadline(&self) -> Option<Instant> {
         let group = self.group.as_ref().map(|(_, complete)| *complete);
-        [group, self.books.next()].into_iter().flatten().min()
+        let early = self.early.values().map(|(_, until)| *until).min();
+        [group, self.books.next(), early]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A registry is being asked for an image: what a pull of it needed last time is asked for too.
+    fn searched(&mut self, reference: &str, key: &Digest) {
+        let config = &self.parts.config;
+        if !config.enabled || config.early_bytes == 0 || self.early.contains_key(reference) {
+            return;
+        }
+        let requests = match EarlyRequests::load(&self.parts.early_dir, reference) {
+            Ok(requests) => requests.filter(|requests| requests.metadata.keys.contains(key)),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "nothing is asked for before the manifest is there"
+                );
+                None
+            }
+        };
+        let _runtime = self.runtime.enter();
+        let ahead = requests.and_then(|requests| self.parts.lanes.ahead(reference, &requests));
+        // Also that there is nothing: the other layers of the image are looked up in the same moment.
+        let until = Instant::now() + LOOKUP;
+        self.early.insert(reference.to_owned(), (ahead, until));
+    }
+
+    /// Keeps what the next pull of an image asks for first.
+    fn keep_early(&mut self, reference: &str, layers: &[Arc<Layer>]) {
+        let budget = self.parts.config.early_bytes;
+        let Some(metadata) = self
+            .parts
+            .library
+            .metadata(reference)
+            .filter(|_| budget > 0)
+        else {
+            return;
+        };
+        let digests: Vec<Digest> = layers.iter().map(|layer| *layer.blob()).collect();
+        let kept = (self.profiles.find(Some(reference), &digests))
+            .map_err(|error| error.to_string())
+            .and_then(|profiles| {
+                let steps = plan::steps(&model::predict(&profiles), layers)
+                    .map_err(|error| error.to_string())?;
+                EarlyRequests::new(reference, metadata, &steps, budget)
+                    .map_err(|error| error.to_string())?
+                    .store(&self.parts.early_dir)
+                    .map_err(|error| error.to_string())
+            });
+        if let Err(error) = kept {
+            tracing::warn!(error, "the next pull will ask for nothing ahead");
+        }
     }
 
     fn mounted(&mut self, slot: u32) {
@@ -190,8 +257,14 @@ impl Owner {
 
     /// A start of these layers (top first) is near: predicts, plans and carries out.
     fn begin(&mut self, reference: Option<&str>, layers: Vec<Arc<Layer>>) {
+        let early = reference.and_then(|reference| self.early.remove(reference));
+        let early = early.and_then(|(ahead, _)| ahead);
         if !self.parts.config.enabled || layers.is_empty() {
             return;
+        }
+        if let Some(early) = &early {
+            // From here on the plan decides what is asked for next.
+            early.close();
         }
         let slots = slots(&layers);
         let now = Instant::now();
@@ -231,6 +304,7 @@ impl Owner {
             let bytes = warmer
                 .pages(planned.pages, async { drop(fetching.await) })
                 .await;
+            drop(early);
             tracing::debug!(bytes, "pages were filled ahead");
         };
         self.runtime.spawn(async move {
@@ -347,6 +421,7 @@ impl Owner {
             .find(|listed| listed.file == identity.file_name())
             .and_then(|listed| listed.summary.ok())
             .map_or(0, |summary| summary.runs);
+        self.keep_early(&identity.image, &layers);
         // Only now: whoever sees the count finds the profile.
         let metrics = &self.parts.metrics;
         metrics.touches.inc_by(trace.touches.len() as u64);

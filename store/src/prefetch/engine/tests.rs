@@ -43,6 +43,9 @@ impl Library for Shelf {
             .map(|(_, layers)| layers.clone());
         Box::pin(async move { found.ok_or_else(|| format!("no image {reference}")) })
     }
+    fn metadata(&self, _: &str) -> Option<Metadata> {
+        None
+    }
 }
 
 /// Brings what it is asked for at once and says so.
@@ -73,6 +76,9 @@ impl Lanes for Bringer {
         }]
     }
     fn forget_arrivals(&self, _: &Layer) {}
+    fn ahead(&self, _: &str, _: &EarlyRequests) -> Option<Ahead> {
+        None
+    }
 }
 
 struct Case {
@@ -112,6 +118,7 @@ fn start_with(
         pages: None,
         names: Arc::default(),
         profiles_dir: profiles.path().to_owned(),
+        early_dir: profiles.path().join("early"),
         layers_dir: "/layers".into(),
         program: "/no/warmer".into(),
         config,

@@ -17,6 +17,27 @@ fn neighbours_share_a_request_and_small_gaps_are_bridged() {
 }
 
 #[test]
+fn what_was_asked_for_early_is_taken_alone_and_what_was_not_beside_it() {
+    let mut bench = Bench::one(40);
+    // Chunks 1 to 3 and, in another range, 4 and 5.
+    *bench.blobs[0].early.lock() = vec![1100..4300, 4400..6500];
+    bench.predict(1, "plan", [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        bench.news(),
+        [
+            (Predicted, vec![0]),
+            (Predicted, vec![1, 2, 3]),
+            (Predicted, vec![4, 5]),
+            (Predicted, vec![6]),
+        ]
+    );
+    for range in [1100..4300, 4400..6500] {
+        let held = bench.requests.iter().any(|request| request.range == range);
+        assert!(held, "no request stays within {range:?}");
+    }
+}
+
+#[test]
 fn a_long_range_is_split_and_asked_for_in_parallel() {
     let mut bench = Bench::one(40);
     bench.demand(1, 0..20);

@@ -1,0 +1,332 @@
+//! Bytes that are asked for before anybody can know that they will be needed: what an earlier pull of an image asked
+//! for, asked for again while its manifest is on its way. Whoever asks for such bytes later gets them from here.
+//!
+//! Invariants: nothing here is believed, since whoever takes the bytes compares them with the digest that the manifest
+//! leads to; bytes are handed out only under the repository and blob that they were asked of; what is held is bounded
+//! by what the caller asked for and gone when its [`Ahead`] is dropped; a failure here is nobody's failure.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{Client, Repository};
+use crate::{
+    digest::Digest,
+    metrics::{ByLane, Lane, Metrics},
+};
+
+/// One range to ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Early {
+    /// The blob.
+    pub blob: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Which bytes.
+    pub range: Range<u64>,
+    /// In which lane the request is counted.
+    pub lane: Lane,
+    /// Not before all [`Lane::Metadata`] ranges have come: it would take the link from them.
+    pub later: bool,
+}
+
+/// What all clones of a client hold.
+#[derive(Debug, Default)]
+pub(super) struct Shelf(Mutex<HashMap<Digest, Vec<Arc<Piece>>>>);
+
+/// A range on its way or here.
+#[derive(Debug)]
+pub(super) struct Piece {
+    repository: Repository,
+    size: u64,
+    pub(super) range: Range<u64>,
+    parts: Mutex<Vec<Bytes>>,
+    progress: watch::Sender<Progress>,
+    used: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Progress {
+    received: u64,
+    /// Nothing more will come; what is missing must be asked for again.
+    over: bool,
+}
+
+/// Requests made ahead; dropping it lets go of what was not used.
+#[derive(Debug)]
+pub struct Ahead {
+    close: CancellationToken,
+    gone: CancellationToken,
+}
+
+impl Ahead {
+    /// Starts nothing more; what is on its way still comes.
+    pub fn close(&self) {
+        self.close.cancel();
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.close.cancel();
+        self.gone.cancel();
+    }
+}
+
+impl Client {
+    /// Asks a repository for these ranges, in this order, `at_once` at a time. Nobody waits for it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn ahead(&self, repository: &Repository, wanted: Vec<Early>, at_once: usize) -> Ahead {
+        let (close, gone) = (CancellationToken::new(), CancellationToken::new());
+        let run = run(
+            self.clone(),
+            repository.clone(),
+            wanted,
+            at_once.max(1),
+            close.clone(),
+            gone.clone(),
+        );
+        tokio::spawn(run);
+        Ahead { close, gone }
+    }
+
+    /// Whether there is anything of a blob.
+    #[must_use]
+    pub fn has_early(&self, blob: &Digest) -> bool {
+        self.inner.shelf.0.lock().contains_key(blob)
+    }
+
+    /// The range around `span` that is here or on its way, if `span` lies in one.
+    #[must_use]
+    pub fn early(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+        span: &Range<u64>,
+    ) -> Option<Range<u64>> {
+        let piece = self.inner.shelf.piece(repository, blob, span)?;
+        Some(piece.range.clone())
+    }
+}
+
+async fn run(
+    client: Client,
+    repository: Repository,
+    wanted: Vec<Early>,
+    at_once: usize,
+    close: CancellationToken,
+    gone: CancellationToken,
+) {
+    let (first, later): (VecDeque<_>, VecDeque<_>) =
+        wanted.into_iter().partition(|early| !early.later);
+    let mut metadata = first
+        .iter()
+        .filter(|early| early.lane == Lane::Metadata)
+        .count();
+    let (mut queue, mut later) = (first, Some(later));
+    let mut pieces = Vec::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        if metadata == 0
+            && let Some(later) = later.take()
+        {
+            queue.extend(later);
+        }
+        while tasks.len() < at_once
+            && !close.is_cancelled()
+            && let Some(early) = queue.pop_front()
+        {
+            let lane = early.lane;
+            if let Some(piece) = client.inner.shelf.put(&repository, &early) {
+                pieces.push((early.blob, Arc::clone(&piece)));
+                let client = client.clone();
+                tasks.spawn(async move {
+                    fill(&client, &early, &piece).await;
+                    lane
+                });
+            } else if lane == Lane::Metadata {
+                metadata = metadata.saturating_sub(1);
+            }
+        }
+        tokio::select! {
+            () = gone.cancelled() => break,
+            Some(lane) = tasks.join_next() => {
+                if lane.is_ok_and(|lane| lane == Lane::Metadata) {
+                    metadata = metadata.saturating_sub(1);
+                }
+            }
+            () = close.cancelled(), if !queue.is_empty() || later.is_some() => {
+                queue.clear();
+                later = None;
+            }
+            else => {
+                gone.cancelled().await;
+                break;
+            }
+        }
+    }
+    drop_all(&client, &pieces);
+}
+
+fn drop_all(client: &Client, pieces: &[(Digest, Arc<Piece>)]) {
+    for (blob, piece) in pieces {
+        client.inner.shelf.take(blob, piece);
+        piece.end(&client.inner.metrics);
+    }
+}
+
+/// Asks for a range and keeps what comes.
+async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) {
+    let lane = ByLane { lane: early.lane };
+    let metrics = &client.inner.metrics;
+    metrics.requests.get_or_create(&lane).inc();
+    let body = client.open_network(
+        &piece.repository,
+        &early.blob,
+        early.size,
+        &early.range,
+        true,
+    );
+    let result = async {
+        let mut body = body.await?;
+        while let Some(part) = body.next().await {
+            piece.add(part?);
+        }
+        Ok::<_, super::RegistryError>(())
+    };
+    if let Err(error) = result.await {
+        tracing::debug!(%error, "bytes asked for ahead did not come");
+    }
+    piece.progress.send_modify(|progress| progress.over = true);
+    if piece.received() < piece.range.end - piece.range.start {
+        client.inner.shelf.take(&early.blob, piece);
+    }
+}
+
+impl Shelf {
+    /// A place for a range, unless some of it is there.
+    fn put(&self, repository: &Repository, early: &Early) -> Option<Arc<Piece>> {
+        let mut blobs = self.0.lock();
+        let pieces = blobs.entry(early.blob).or_default();
+        let overlaps = |piece: &Arc<Piece>| {
+            piece.range.start < early.range.end && early.range.start < piece.range.end
+        };
+        if early.range.is_empty() || early.range.end > early.size || pieces.iter().any(overlaps) {
+            return None;
+        }
+        let piece = Arc::new(Piece {
+            repository: repository.clone(),
+            size: early.size,
+            range: early.range.clone(),
+            parts: Mutex::default(),
+            progress: watch::channel(Progress::default()).0,
+            used: AtomicU64::new(0),
+        });
+        let place = pieces.partition_point(|other| other.range.start < early.range.start);
+        pieces.insert(place, Arc::clone(&piece));
+        Some(piece)
+    }
+
+    fn take(&self, blob: &Digest, piece: &Arc<Piece>) {
+        let mut blobs = self.0.lock();
+        if let Some(pieces) = blobs.get_mut(blob) {
+            pieces.retain(|other| !Arc::ptr_eq(other, piece));
+            if pieces.is_empty() {
+                blobs.remove(blob);
+            }
+        }
+    }
+
+    /// The range that holds a span.
+    pub(super) fn piece(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+        span: &Range<u64>,
+    ) -> Option<Arc<Piece>> {
+        let blobs = self.0.lock();
+        let pieces = blobs.get(blob)?;
+        let before = pieces.partition_point(|piece| piece.range.start <= span.start);
+        let piece = pieces.get(before.checked_sub(1)?)?;
+        (span.end <= piece.range.end && piece.repository == *repository).then(|| Arc::clone(piece))
+    }
+
+    /// A whole blob of whatever size.
+    pub(super) fn whole(&self, repository: &Repository, blob: &Digest) -> Option<Arc<Piece>> {
+        let blobs = self.0.lock();
+        let piece = blobs.get(blob)?.first()?;
+        (piece.range == (0..piece.size) && piece.repository == *repository)
+            .then(|| Arc::clone(piece))
+    }
+}
+
+impl Piece {
+    fn add(&self, part: Bytes) {
+        let received = part.len() as u64;
+        self.parts.lock().push(part);
+        self.progress
+            .send_modify(|progress| progress.received += received);
+    }
+
+    fn received(&self) -> u64 {
+        self.progress.borrow().received
+    }
+
+    /// The next bytes from `position` (an offset in the blob) on, at most up to `end`; waits for them. `None`: they will
+    /// not come.
+    pub(super) async fn read(&self, position: u64, end: u64) -> Option<Bytes> {
+        let from = position.checked_sub(self.range.start)?;
+        let mut progress = self.progress.subscribe();
+        // The sender lives as long as the piece.
+        let _ = progress
+            .wait_for(|progress| progress.received > from || progress.over)
+            .await;
+        let mut start = 0;
+        for part in self.parts.lock().iter() {
+            let next = start + part.len() as u64;
+            if from < next {
+                let into = usize::try_from(from - start).ok()?;
+                let left = usize::try_from(end - position).unwrap_or(usize::MAX);
+                let bytes = part.slice(into..part.len().min(into.saturating_add(left)));
+                self.used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                return Some(bytes);
+            }
+            start = next;
+        }
+        None
+    }
+
+    /// All of a range in it.
+    pub(super) async fn collect(&self, range: Range<u64>) -> Option<Bytes> {
+        let mut all = BytesMut::new();
+        let mut position = range.start;
+        while position < range.end {
+            let bytes = self.read(position, range.end).await?;
+            position += bytes.len() as u64;
+            all.extend_from_slice(&bytes);
+        }
+        Some(all.freeze())
+    }
+
+    /// Bytes that came and were not asked for.
+    fn end(&self, metrics: &Metrics) {
+        let unused = self
+            .received()
+            .saturating_sub(self.used.load(Ordering::Relaxed));
+        let lane = ByLane { lane: Lane::Gap };
+        metrics.fetched_bytes.get_or_create(&lane).inc_by(unused);
+    }
+}
