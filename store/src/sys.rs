@@ -5,4 +5,5 @@
 pub mod device;
 pub mod mmap;
 pub mod primer;
+pub mod priority;
 pub mod seqpacket;

@@ -1,6 +1,8 @@
 //! The decode and verify pool: threads of its own, so that hashing never delays the network or a FUSE reply.
 //!
-//! What waits here is bounded by the permits that jobs carry. Idle threads sleep without waking up.
+//! What waits here is bounded by the permits that jobs carry. Idle threads sleep without waking up. What is decoded
+//! ahead of need gives way to everything else on the machine, first of all to the start that it is for: before the
+//! container runs, an engine and its runtime need the processors, and until then most of the bytes have come.
 
 use std::{
     collections::VecDeque,
@@ -11,6 +13,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 use super::decode::Decoders;
+use crate::sys::priority;
 
 /// What a thread does.
 pub(super) type Job = Box<dyn FnOnce(&mut Decoders) + Send>;
@@ -24,7 +27,8 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Shared {
     queues: Mutex<Queues>,
-    more: Condvar,
+    urgent: Condvar,
+    other: Condvar,
 }
 
 #[derive(Default)]
@@ -32,6 +36,8 @@ struct Queues {
     /// A reader waits for these.
     urgent: VecDeque<Job>,
     other: VecDeque<Job>,
+    /// Threads for urgent jobs that have none.
+    idle_urgent: usize,
     closed: bool,
 }
 
@@ -43,7 +49,8 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads; 0: one a processor.
+    /// Starts `threads` threads for what is ahead of need, 0: one a processor; and half as many for what a reader waits
+    /// for.
     pub(super) fn start(threads: usize) -> std::io::Result<Self> {
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -52,12 +59,22 @@ impl Pool {
         let pool = Self {
             shared: Arc::default(),
         };
-        for n in 0..threads {
+        let urgent = threads.div_ceil(2);
+        for n in 0..threads + urgent {
             let shared = Arc::clone(&pool.shared);
             let mut decoders = Decoders::new()?;
-            std::thread::Builder::new()
-                .name(format!("decode-{n}"))
-                .spawn(move || work(&shared, &mut decoders))?;
+            let ahead = n < threads;
+            let name = if ahead {
+                format!("decode-{n}")
+            } else {
+                format!("urgent-{}", n - threads)
+            };
+            std::thread::Builder::new().name(name).spawn(move || {
+                if ahead {
+                    priority::give_way();
+                }
+                work(&shared, &mut decoders, ahead);
+            })?;
         }
         Ok(pool)
     }
@@ -65,13 +82,20 @@ impl Pool {
     /// Puts a job behind the others of its kind.
     pub(super) fn submit(&self, urgent: bool, job: Job) {
         let mut queues = self.shared.queues.lock();
-        if urgent {
+        let more = if urgent {
             queues.urgent.push_back(job);
+            &self.shared.urgent
         } else {
             queues.other.push_back(job);
-        }
+            &self.shared.other
+        };
+        // Those who work ahead help out where more is urgent than the others are.
+        let help = urgent && queues.idle_urgent == 0;
         drop(queues);
-        self.shared.more.notify_one();
+        more.notify_one();
+        if help {
+            self.shared.other.notify_one();
+        }
     }
 }
 
@@ -86,22 +110,33 @@ impl Drop for Pool {
         );
         drop(queues);
         drop(left);
-        self.shared.more.notify_all();
+        self.shared.urgent.notify_all();
+        self.shared.other.notify_all();
     }
 }
 
-fn work(shared: &Shared, decoders: &mut Decoders) {
+/// `ahead`: also what nobody waits for yet, and what is urgent only if nobody else is free for it.
+fn work(shared: &Shared, decoders: &mut Decoders, ahead: bool) {
     loop {
         let mut queues = shared.queues.lock();
         let job = loop {
             if queues.closed {
                 return;
             }
-            let next = queues.urgent.pop_front();
-            if let Some(job) = next.or_else(|| queues.other.pop_front()) {
+            if (!ahead || queues.urgent.len() > queues.idle_urgent)
+                && let Some(job) = queues.urgent.pop_front()
+            {
                 break job;
             }
-            shared.more.wait(&mut queues);
+            if !ahead {
+                queues.idle_urgent += 1;
+                shared.urgent.wait(&mut queues);
+                queues.idle_urgent -= 1;
+            } else if let Some(job) = queues.other.pop_front() {
+                break job;
+            } else {
+                shared.other.wait(&mut queues);
+            }
         };
         drop(queues);
         // A thread less would be felt for the rest of the store's life; the job's own guard tells who waits.

@@ -282,6 +282,9 @@ struct Background {
     not_before: Duration,
     /// A start that a plan has brought everything for has the processors to itself until then.
     after_plan: Duration,
+    /// Steps of the last plan that ended, and chunks that were missed since.
+    planned: u32,
+    missed: u32,
     /// Chunks being hashed or made holes.
     local: usize,
 }

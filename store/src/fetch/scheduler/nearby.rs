@@ -18,6 +18,8 @@ use crate::{
 const FIRST: u64 = 64;
 /// A miss this long after the one before begins with the first window again.
 const FORGET: Duration = Duration::from_secs(10);
+/// A start is still the one that was planned for as long as it misses less than this part of the plan's chunks.
+const PLANNED_FOR: u32 = 50;
 /// Chunks looked at for one request at most: bounds the time of one `apply`.
 const SCAN: u32 = 4096;
 
@@ -42,8 +44,11 @@ pub(super) struct Near {
 impl<B: Blob + ?Sized> Scheduler<B> {
     /// A reader waits for a chunk that nobody had asked for before.
     pub(super) fn missed(&mut self, now: Duration, layer: LayerKey, chunk: u32) {
-        // This start is not the one that was planned for: the sooner everything is here the better.
-        self.background.after_plan = Duration::ZERO;
+        self.background.missed = self.background.missed.saturating_add(1);
+        if self.background.missed.saturating_mul(PLANNED_FOR) > self.background.planned {
+            // This start is not the one that was planned for: the sooner everything is here the better.
+            self.background.after_plan = Duration::ZERO;
+        }
         let largest = self.limits.nearby_bytes;
         if largest == 0 {
             return;

@@ -127,11 +127,11 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// Takes out the plans of which nothing is left to do.
     pub(super) fn finish_plans(&mut self, now: Duration) {
-        let mut brought = false;
+        let mut brought = 0;
         self.plans.retain(|plan| {
             let over = plan.next == plan.steps.len() && plan.open == 0;
             if over {
-                brought |= !plan.steps.is_empty();
+                brought = brought.max(plan.steps.len());
                 self.actions.push(Action::Finished {
                     plan: plan.id,
                     failed: plan.failed,
@@ -140,7 +140,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             }
             !over
         });
-        if brought {
+        if brought > 0 {
+            self.background.planned = u32::try_from(brought).unwrap_or(u32::MAX);
+            self.background.missed = 0;
             self.background.after_plan = now + AFTER_PLAN;
             self.wake_at(self.background.after_plan);
         }

@@ -1,9 +1,18 @@
 //! Pages: from the cache's data file into the kernel's page cache.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
 
 use super::PageStore;
-use crate::{als, cache::CacheError, format::index::IndexError, prefetch::plan::PlannedPages};
+use crate::{
+    als, cache::CacheError, format::index::IndexError, prefetch::plan::PlannedPages, sys::priority,
+};
 
 /// How often is looked for chunks that arrived.
 const PACE: Duration = Duration::from_millis(10);
@@ -29,6 +38,9 @@ pub(super) async fn warm(
         return 0;
     };
     let mut waiting = VecDeque::from(waiting);
+    let Ok(filler) = Filler::start(Arc::clone(store)) else {
+        return 0;
+    };
     tokio::pin!(arriving);
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -49,10 +61,7 @@ pub(super) async fn warm(
         }
         let more = !ready.is_empty() && waiting.len() > LOOK;
         if !ready.is_empty() {
-            let store = Arc::clone(store);
-            stored += tokio::task::spawn_blocking(move || put(store.as_ref(), &ready))
-                .await
-                .unwrap_or(0);
+            stored += filler.put(ready).await;
         }
         if waiting.is_empty() || all_here {
             return stored;
@@ -64,6 +73,34 @@ pub(super) async fn warm(
             () = &mut arriving => all_here = true,
             _ = pace.tick() => {}
         }
+    }
+}
+
+/// A thread that stores pages: it has work to do on the processors that the start needs more, and gives way to it.
+struct Filler(mpsc::Sender<(Vec<Waiting>, oneshot::Sender<u64>)>);
+
+impl Filler {
+    /// It ends when this is dropped.
+    fn start(store: Arc<dyn PageStore>) -> std::io::Result<Self> {
+        let (work, queue) = mpsc::channel::<(Vec<Waiting>, oneshot::Sender<u64>)>();
+        std::thread::Builder::new()
+            .name("pages".to_owned())
+            .spawn(move || {
+                priority::give_way();
+                for (ready, reply) in queue {
+                    // Whoever asked may be gone.
+                    let _ = reply.send(put(store.as_ref(), &ready));
+                }
+            })?;
+        Ok(Self(work))
+    }
+
+    async fn put(&self, ready: Vec<Waiting>) -> u64 {
+        let (reply, stored) = oneshot::channel();
+        if self.0.send((ready, reply)).is_err() {
+            return 0;
+        }
+        stored.await.unwrap_or(0)
     }
 }
 
