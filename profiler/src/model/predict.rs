@@ -15,6 +15,11 @@ use crate::{Digest, protocol::Access};
 const DECAY: f64 = 0.6;
 /// What is less probable is not predicted.
 const THRESHOLD: f64 = 0.25;
+/// What is at least this probable is brought in the order of need.
+const LIKELY: f64 = 0.5;
+/// By how much later than its first touch the less probable is brought, in microseconds: it must not hold up what is
+/// certain and needed a little later. At 1 Gbit/s that is 25 MB, about what a start needs in all.
+const UNLIKELY_WAIT_US: i64 = 200_000;
 /// Weight of an image's start relative to the next newer one, when its workloads are weighed against each other.
 const WORKLOAD_DECAY: f64 = 0.8;
 /// A workload with less than this share of an image's last starts is not predicted while the command is unknown: one
@@ -67,6 +72,18 @@ impl PredictedRange {
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.page.saturating_add(self.pages as u64)
+    }
+
+    /// The place in the order in which ranges are brought, in microseconds from the first exec: the expected first
+    /// touch, or [`UNLIKELY_WAIT_US`] after it where the touch is less probable than not. So of two ranges needed
+    /// within that time of each other, the unlikely one never comes before the likely one.
+    #[must_use]
+    pub fn due_us(&self) -> i64 {
+        if self.probability < LIKELY {
+            self.at_us.saturating_add(UNLIKELY_WAIT_US)
+        } else {
+            self.at_us
+        }
     }
 }
 

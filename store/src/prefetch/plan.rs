@@ -1,4 +1,7 @@
-//! Prediction -> plan: the chunks under the READ windows of predicted pages, over all layers, first needed first.
+//! Prediction -> plan: the chunks under the READ windows of predicted pages, over all layers, first needed first;
+//! what is less probable than not comes a little later ([`PredictedRange::due_us`]).
+//!
+//! [`PredictedRange::due_us`]: forelayer_profiler::model::PredictedRange::due_us
 
 use std::{
     collections::{HashMap, HashSet},
@@ -43,7 +46,7 @@ pub struct PlannedPages {
     pub node: NodeId,
     /// The bytes, page-aligned but for the end of the file.
     pub bytes: std::ops::Range<u64>,
-    /// When, in microseconds from the first exec.
+    /// Their place in the order, in microseconds from the first exec.
     pub at_us: i64,
 }
 
@@ -84,7 +87,7 @@ pub fn plan(
             file.ranges.iter().map(|range| Touched {
                 page: range.page,
                 end: range.end(),
-                at_us: range.at_us,
+                at_us: range.due_us(),
                 access: range.access,
             }),
             place.size,

@@ -4,6 +4,7 @@ use forelayer_profiler::{
     model::{PAGE, PredictedFile, PredictedRange},
     protocol::Access,
 };
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -225,4 +226,63 @@ fn everything_is_what_is_predicted_first_and_then_the_rest() {
     let all = everything(first.plan, &layers).unwrap();
     let got: Vec<u32> = all.steps.iter().map(|step| step.chunk).collect();
     assert_eq!(got, [chunk(&layer, "c", 0), chunk(&layer, "b", 0)]);
+}
+
+#[test]
+fn what_may_be_needed_does_not_hold_up_what_is() {
+    let place = Kept::new();
+    let layer = place.layer(1, &[small("maybe"), small("surely"), small("later")]);
+    let maybe = PredictedRange {
+        probability: 0.4,
+        ..range(0, 1, 0)
+    };
+    let prediction = of(vec![
+        file("maybe", "maybe", 4096, vec![maybe]),
+        file("surely", "surely", 4096, vec![range(0, 1, 150_000)]),
+        file("later", "later", 4096, vec![range(0, 1, 900_000)]),
+    ]);
+    let planned = plan("image", &prediction, &[Arc::clone(&layer)]).unwrap();
+    let expected = ["surely", "maybe", "later"].map(|path| (1, chunk(&layer, path, 0)));
+    assert_eq!(steps(&planned), expected);
+}
+
+const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn the_order_is_that_of_need_and_the_unlikely_waits(
+        needs in proptest::collection::vec((-300_000..600_000_i64, 25..=100_u8), NAMES.len()),
+        turn in 0..NAMES.len(),
+    ) {
+        let place = Kept::new();
+        let layer = place.layer(1, &NAMES.map(small));
+        let mut files: Vec<PredictedFile> = (NAMES.iter().zip(&needs))
+            .map(|(name, (at_us, percent))| {
+                let probability = f64::from(*percent) / 100.0;
+                file(name, name, 4096, vec![PredictedRange { probability, ..range(0, 1, *at_us) }])
+            })
+            .collect();
+        let planned = plan("image", &of(files.clone()), &[Arc::clone(&layer)]).unwrap();
+        files.rotate_left(turn);
+        let again = plan("image", &of(files), &[Arc::clone(&layer)]).unwrap();
+        prop_assert_eq!(steps(&planned), steps(&again), "the order of the files says nothing");
+        let order: Vec<(i64, u8)> = (steps(&planned).iter())
+            .map(|step| {
+                let at = NAMES.iter().position(|name| (1, chunk(&layer, name, 0)) == *step).unwrap();
+                needs[at]
+            })
+            .collect();
+        prop_assert_eq!(order.len(), NAMES.len(), "nothing is left out");
+        for (at, first) in order.iter().enumerate() {
+            for then in &order[at + 1..] {
+                let likely = |need: &(i64, u8)| need.1 >= 50;
+                match (likely(first), likely(then)) {
+                    (true, true) | (false, false) => prop_assert!(first.0 <= then.0),
+                    (false, true) => prop_assert!(first.0 + 200_000 <= then.0),
+                    (true, false) => prop_assert!(first.0 <= then.0 + 200_000),
+                }
+            }
+        }
+    }
 }
