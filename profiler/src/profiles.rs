@@ -11,18 +11,19 @@
 mod disk;
 mod error;
 mod select;
+mod summary;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 pub use error::ProfileError;
 use error::reason;
+pub use select::{Chosen, Kin};
+pub use summary::Summary;
 
 use crate::{
     Digest,
@@ -46,28 +47,6 @@ pub struct ProfileDir {
 struct Known {
     stamp: disk::Stamp,
     summary: Result<Summary, String>,
-}
-
-/// What a profile says in short.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Name of its file in the directory.
-    pub file: String,
-    /// Whose it is.
-    pub identity: Identity,
-    /// Number of runs.
-    pub runs: usize,
-    /// Unix time of the newest run's first exec in milliseconds; 0 without runs.
-    pub newest_ms: u64,
-    /// Layers of the newest run, top first.
-    pub layers: Vec<Digest>,
-    /// Files touched by the newest run.
-    pub files: usize,
-    /// Pages of 4096 bytes touched by the newest run.
-    pub pages: u64,
-    /// Pages touched by the newest run in each layer.
-    #[serde(skip)]
-    pages_by_layer: HashMap<Digest, u64>,
 }
 
 /// One file of the directory, readable or not.
@@ -221,26 +200,34 @@ impl ProfileDir {
     }
 
     /// The profiles that predict a start of an image with these layers (any order), best known as `reference`: those
-    /// recorded with exactly these layers; else those of the image's name; else those of the image that shares most
-    /// of its touched pages. Empty if nothing fits.
+    /// recorded with exactly these layers; else those of the image's name; else those of the nearest other image,
+    /// which has touched layers or contents in common with it. Empty if nothing fits. `holds` says whether the image
+    /// has a file with this content; it is asked only where the image has no profile of its own.
     ///
     /// # Errors
     /// If the directory cannot be read; unreadable files are skipped.
-    pub fn find(
+    pub fn choose(
         &mut self,
         reference: Option<&str>,
         layers: &[Digest],
-    ) -> Result<Vec<Profile>, ProfileError> {
+        holds: &dyn Fn(&Digest) -> bool,
+    ) -> Result<Chosen, ProfileError> {
         self.refresh()?;
-        let chosen = select::choose(&self.summaries().collect::<Vec<_>>(), reference, layers);
-        let mut profiles = Vec::with_capacity(chosen.len());
-        for file in chosen {
-            match self.load(&file) {
-                Ok(profile) => profiles.push(profile),
-                Err(error) => tracing::warn!("{error}; nothing is predicted from it"),
+        let known: Vec<&Summary> = self.summaries().collect();
+        Ok(select::choose(&known, reference, layers, holds))
+    }
+
+    /// Reads these files; those that cannot be read any more are warned about and left out.
+    #[must_use]
+    pub fn load_all<'a>(&self, files: impl IntoIterator<Item = &'a str>) -> Vec<Profile> {
+        let load = |file| match self.load(file) {
+            Ok(profile) => Some(profile),
+            Err(error) => {
+                tracing::warn!("{error}; nothing is predicted from it");
+                None
             }
-        }
-        Ok(profiles)
+        };
+        files.into_iter().filter_map(load).collect()
     }
 
     /// Merges a run into the profile of `identity` and keeps the newest `keep` runs, fewer where a file could not hold
@@ -341,32 +328,5 @@ impl ProfileDir {
         self.known
             .values()
             .filter_map(|known| known.summary.as_ref().ok())
-    }
-}
-
-impl Summary {
-    fn of(file: String, profile: &Profile) -> Self {
-        let newest = profile.runs.first();
-        let mut pages_by_layer = HashMap::new();
-        for touches in newest.iter().flat_map(|run| &run.files) {
-            if let Some(layer) = touches.layer {
-                let pages: u64 = touches
-                    .ranges
-                    .iter()
-                    .map(|range| u64::from(range.pages))
-                    .sum();
-                *pages_by_layer.entry(layer).or_default() += pages;
-            }
-        }
-        Self {
-            file,
-            identity: profile.identity.clone(),
-            runs: profile.runs.len(),
-            newest_ms: newest.map_or(0, |run| run.started_ms),
-            layers: profile.layers().to_vec(),
-            files: newest.map_or(0, |run| run.files.len()),
-            pages: newest.map_or(0, Run::pages),
-            pages_by_layer,
-        }
     }
 }

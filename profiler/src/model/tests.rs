@@ -124,6 +124,23 @@ fn what_one_run_touched_leaves_after_two_without_it() {
 }
 
 #[test]
+fn whatever_a_profile_claims_is_gone_after_three_starts_that_do_not_need_it() {
+    for level in [Level::Tracepoints, Level::Add] {
+        let claim = |number| {
+            let mut claim = run(number, vec![file("claimed", vec![touched(0, 1 << 20, 0)])]);
+            claim.level = level;
+            claim
+        };
+        let mut profile = profile((0..MAX_RUNS as u64).map(claim).collect());
+        for number in 100..103 {
+            assert!(predicted_paths(&profile).contains(&"claimed".to_owned()));
+            profile.add(run(number, vec![]), MAX_RUNS);
+        }
+        assert!(predicted_paths(&profile).is_empty(), "{level:?}");
+    }
+}
+
+#[test]
 fn runs_that_could_not_see_everything_age_nothing() {
     let mut profile = profile(vec![run(0, vec![file("kept", vec![touched(0, 1, 0)])])]);
     for number in 1..7 {

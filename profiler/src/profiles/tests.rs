@@ -47,11 +47,15 @@ fn identity(image: &str, command: &str) -> Identity {
     Identity::new(image, &[command.to_owned()], &[])
 }
 
-fn images(found: Vec<Profile>) -> Vec<String> {
-    found
-        .into_iter()
-        .map(|profile| profile.identity.image)
-        .collect()
+fn images(chosen: Chosen) -> (Kin, Vec<String>) {
+    let images = chosen.profiles.into_iter().map(|(_, who)| who.image);
+    (chosen.kin, images.collect())
+}
+
+/// The profiles chosen for an image that has no content in common with any other.
+fn found(dir: &mut ProfileDir, reference: &str) -> Vec<Profile> {
+    let chosen = dir.choose(Some(reference), &[], &|_| false).unwrap();
+    dir.load_all(chosen.profiles.iter().map(|(file, _)| file.as_str()))
 }
 
 #[test]
@@ -77,7 +81,7 @@ fn runs_are_merged_into_their_profile_and_found_again() {
 
     // By another process, later.
     let mut again = ProfileDir::open(dir.dir()).unwrap();
-    assert_eq!(again.find(Some("h/python:3"), &[]).unwrap(), [profile]);
+    assert_eq!(found(&mut again, "h/python:3"), [profile]);
     assert_eq!(again.list().len(), 1);
     assert_eq!(again.list()[0].summary.as_ref().unwrap().pages, 1);
 }
@@ -108,24 +112,65 @@ fn the_best_fitting_profiles_are_found() {
         .unwrap();
     let mut find = |reference: Option<&str>, layers: &[&str]| {
         let layers: Vec<Digest> = layers.iter().map(|layer| digest(layer)).collect();
-        images(dir.find(reference, &layers).unwrap())
+        let asked = |_: &Digest| panic!("the file of a layer in common has no content digest");
+        images(dir.choose(reference, &layers, &asked).unwrap())
+    };
+    let own = |images: &[&str]| {
+        let images = images.iter().map(|image| (*image).to_owned());
+        (Kin::Own, images.collect::<Vec<_>>())
     };
     // The same layers under another name, in another order; every workload.
     assert_eq!(
         find(Some("mirror/x:9"), &["debian", "python"]),
-        ["h/python:3", "h/python:3"]
+        own(&["h/python:3", "h/python:3"])
     );
     // The same name, rebuilt.
-    assert_eq!(find(Some("h/other:1"), &["new"]), ["h/other:1"]);
-    // Another tag of the same repository.
-    assert_eq!(find(Some("h/none:2"), &["new"]), ["h/none:1"]);
+    assert_eq!(find(Some("h/other:1"), &["new"]), own(&["h/other:1"]));
     // Never seen, but sharing a layer: of two that share as much, the newest.
     assert_eq!(
         find(Some("h/sister:1"), &["debian", "sister"]),
-        ["h/other:1"]
+        (Kin::Sister, vec!["h/other:1".to_owned()])
     );
-    assert!(find(Some("h/stranger:1"), &["stranger"]).is_empty());
-    assert!(find(None, &[]).is_empty());
+    // Of two that share as much, the other tag of the same repository.
+    assert_eq!(
+        find(Some("h/python:4"), &["debian", "sister"]).1,
+        ["h/python:3", "h/python:3"]
+    );
+    // The same repository alone says nothing.
+    assert!(find(Some("h/none:2"), &["new"]).1.is_empty());
+    assert!(find(Some("h/stranger:1"), &["stranger"]).1.is_empty());
+    assert!(find(None, &[]).1.is_empty());
+}
+
+#[test]
+fn an_image_that_shares_no_layer_is_known_by_its_contents() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    for (number, name, contents) in [
+        (1, "h/app:1", &["libc", "app-1"][..]),
+        (2, "h/other:1", &["libc", "python", "other"]),
+        (3, "h/strange:1", &["strange"]),
+    ] {
+        let mut run = run(number, contents);
+        for (file, content) in run.files.iter_mut().zip(contents) {
+            file.content = Some(digest(content));
+            file.layer = Some(digest(&format!("{name} {content}")));
+        }
+        dir.add(&identity(name, "a"), run, 8).unwrap();
+    }
+    let mut sister = |reference: &str, contents: &[&str]| {
+        let contents: Vec<Digest> = contents.iter().map(|content| digest(content)).collect();
+        let holds = |content: &Digest| contents.contains(content);
+        images(
+            dir.choose(Some(reference), &[digest("new")], &holds)
+                .unwrap(),
+        )
+    };
+    let is = |image: &str| (Kin::Sister, vec![image.to_owned()]);
+    assert_eq!(sister("h/new:1", &["libc", "python"]), is("h/other:1"));
+    // What the rebuilt image shares with its older tag counts twice.
+    assert_eq!(sister("h/app:2", &["libc", "app-2"]), is("h/app:1"));
+    assert!(sister("h/new:1", &["app-2"]).1.is_empty());
 }
 
 #[test]
@@ -160,8 +205,8 @@ fn a_malformed_file_is_named_kept_aside_and_harms_nothing_else() {
             .to_string()
             .contains(&bad.file_name())
     );
-    assert!(dir.find(Some("bad"), &[]).unwrap().is_empty());
-    assert!(!dir.find(Some("good"), &[]).unwrap().is_empty());
+    assert!(found(&mut dir, "bad").is_empty());
+    assert!(!found(&mut dir, "good").is_empty());
 
     for (who, keeps) in [(&bad, "{\"schema\": 7}"), (&wrong, "\"good\"")] {
         dir.add(who, run(2, &["a"]), 8).unwrap();
@@ -238,7 +283,7 @@ fn two_writers_lose_no_run() {
         }
     });
     let mut dir = ProfileDir::open(place.path()).unwrap();
-    assert_eq!(dir.find(Some("shared"), &[]).unwrap()[0].runs.len(), 20);
+    assert_eq!(found(&mut dir, "shared")[0].runs.len(), 20);
     let left: Vec<_> = fs::read_dir(place.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())

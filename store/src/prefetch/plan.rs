@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use forelayer_profiler::model::Prediction;
+use forelayer_profiler::{
+    model::{PredictedFile, Prediction},
+    profiles::Kin,
+};
 
 use super::{
     locate::{Locator, Place},
@@ -50,37 +53,25 @@ pub struct PlannedPages {
     pub at_us: i64,
 }
 
-/// Plans for an image with these layers, top first. `name` is for logs and status.
+/// Decoded bytes that profiles of other images may have fetched: what a wrong one can cost at most. Larger starts than
+/// this are rare, and their first own run lifts it.
+const SISTER_BYTES: u64 = 256 << 20;
+
+/// Plans for an image with the locator's layers. `name` is for logs and status; `kin` says whose profiles predicted.
 ///
 /// # Errors
 /// If an index is damaged.
 pub fn plan(
     name: &str,
     prediction: &Prediction,
-    layers: &[Arc<Layer>],
+    kin: Kin,
+    locator: &Locator<'_>,
 ) -> Result<Planned, IndexError> {
-    let locator = Locator::new(layers);
-    let mut places: Vec<Option<Place>> = Vec::with_capacity(prediction.files.len());
-    for file in &prediction.files {
-        places.push(locator.exact(
-            &file.path,
-            file.content.as_ref(),
-            file.size,
-            file.layer.as_ref(),
-        )?);
-    }
-    // A file that changed: what was touched of the old one is the best guess, unless a profile knows the new one.
-    let known: HashSet<Place> = places.iter().flatten().copied().collect();
-    for (file, place) in prediction.files.iter().zip(&mut places) {
-        if place.is_none() {
-            *place = locator
-                .by_path(&file.path)?
-                .filter(|place| !known.contains(place));
-        }
-    }
+    let layers = locator.layers();
+    let places = places(&prediction.files, kin, locator)?;
     let mut needed: HashMap<ChunkKey, Needed> = HashMap::new();
     let mut pages = Vec::new();
-    for (file, place) in prediction.files.iter().zip(places) {
+    for (file, place) in prediction.files.iter().zip(&places) {
         let Some(place) = place else { continue };
         let layer = &layers[place.layer];
         let touched: Vec<Touched> = clamp(
@@ -124,6 +115,12 @@ pub fn plan(
     pages.sort_by_key(|pages| pages.at_us);
     let mut bytes = HashMap::new();
     let mut steps = Vec::new();
+    let mut needed: Vec<(ChunkKey, Needed)> = needed.into_iter().collect();
+    needed.sort_by_key(|(key, needed)| (needed.at_us, *key));
+    let mut left = match kin {
+        Kin::Own => u64::MAX,
+        Kin::Sister => SISTER_BYTES,
+    };
     for ((slot, number), needed) in needed {
         let layer = &layers[needed.layer];
         let state = layer.cache.state(number);
@@ -135,6 +132,10 @@ pub fn plan(
         };
         // Zeros and what only needs to be proven are made ready too, but nothing is fetched for them.
         if state == ChunkState::Missing && !chunk.zeros {
+            let Some(rest) = left.checked_sub(chunk.len) else {
+                break;
+            };
+            left = rest;
             bytes.insert((slot, number), chunk.len);
         }
         steps.push(PlanStep {
@@ -143,14 +144,7 @@ pub fn plan(
             at_us: needed.at_us,
         });
     }
-    steps.sort_by_key(|step| (step.at_us, step.layer.slot, step.chunk));
-    let paths = (prediction
-        .files
-        .iter()
-        .map(|file| format!("/{}", file.path)))
-    .chain(prediction.found.iter().cloned())
-    .chain(prediction.missing.iter().cloned())
-    .collect();
+    let paths = paths(prediction, &places, kin, layers)?;
     Ok(Planned {
         plan: Plan {
             name: name.to_owned(),
@@ -160,6 +154,65 @@ pub fn plan(
         pages,
         paths,
     })
+}
+
+/// Where the predicted files are in this image.
+fn places(
+    files: &[PredictedFile],
+    kin: Kin,
+    locator: &Locator<'_>,
+) -> Result<Vec<Option<Place>>, IndexError> {
+    let mut places: Vec<Option<Place>> = Vec::with_capacity(files.len());
+    for file in files {
+        let (content, blob) = (file.content.as_ref(), file.layer.as_ref());
+        places.push(match kin {
+            Kin::Own => locator.exact(&file.path, content, file.size, blob)?,
+            Kin::Sister => locator.same(&file.path, content, blob)?,
+        });
+    }
+    if kin == Kin::Sister {
+        return Ok(places);
+    }
+    // A file that changed: what was touched of the old one is the best guess, unless a profile knows the new one.
+    let known: HashSet<Place> = places.iter().flatten().copied().collect();
+    for (file, place) in files.iter().zip(&mut places) {
+        if place.is_none() {
+            *place = locator
+                .by_path(&file.path)?
+                .filter(|place| !known.contains(place));
+        }
+    }
+    Ok(places)
+}
+
+/// The paths to look up ahead: those of the files, at their new place where they were moved, and the others that the
+/// profiles know. What another image asks for besides its files says nothing of this one.
+fn paths(
+    prediction: &Prediction,
+    places: &[Option<Place>],
+    kin: Kin,
+    layers: &[Arc<Layer>],
+) -> Result<Vec<String>, IndexError> {
+    let mut paths = Vec::with_capacity(prediction.files.len());
+    for (file, place) in prediction.files.iter().zip(places) {
+        let moved = match place {
+            Some(place) => {
+                let index = &layers[place.layer].index;
+                match index.find(file.path.as_bytes())? == Some(place.node) {
+                    true => None,
+                    false => String::from_utf8(index.path(place.node)?).ok(),
+                }
+            }
+            None if kin == Kin::Sister => continue,
+            None => None,
+        };
+        paths.push(format!("/{}", moved.as_ref().unwrap_or(&file.path)));
+    }
+    if kin == Kin::Own {
+        paths.extend_from_slice(&prediction.found);
+        paths.extend_from_slice(&prediction.missing);
+    }
+    Ok(paths)
 }
 
 /// Every chunk that is not here, after those of `first`: what `forelayer prefetch --all` asks for.

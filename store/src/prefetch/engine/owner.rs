@@ -28,6 +28,7 @@ use crate::{
     image::Layer,
     prefetch::{
         accounting::{Account, Books, Closed},
+        locate::Locator,
         plan::{self, ChunkKey, Planned},
         progress::{self, Wanted},
         trace::{self, TakenIn},
@@ -244,8 +245,10 @@ impl Owner {
     /// What the profiles say of the image; `None` if nothing.
     fn plan(&mut self, reference: Option<&str>, layers: &[Arc<Layer>]) -> Option<Planned> {
         let digests: Vec<Digest> = layers.iter().map(|layer| *layer.blob()).collect();
-        let profiles = match self.profiles.find(reference, &digests) {
-            Ok(profiles) => profiles,
+        let locator = Locator::new(layers);
+        let chosen = (self.profiles).choose(reference, &digests, &|content| locator.holds(content));
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -254,12 +257,14 @@ impl Owner {
                 return None;
             }
         };
+        let files = chosen.profiles.iter().map(|(file, _)| file.as_str());
+        let profiles = self.profiles.load_all(files);
         let prediction = model::predict(&profiles);
         if prediction.is_empty() {
             return None;
         }
         let name = reference.map_or_else(|| profiles[0].identity.image.clone(), ToOwned::to_owned);
-        match plan::plan(&name, &prediction, layers) {
+        match plan::plan(&name, &prediction, chosen.kin, &locator) {
             Ok(planned) => Some(planned),
             Err(error) => {
                 tracing::warn!(

@@ -377,3 +377,44 @@ async fn the_lowers_of_one_mount_are_one_start() {
     assert_eq!((account.used_chunks, account.waste_chunks), (2, 0));
     assert!(case.plans.try_recv().is_err(), "one mount, one plan");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_never_started_is_predicted_from_its_sister_until_its_own_start() {
+    let mut case = start_with(config::Prefetch::default(), |top, base| {
+        vec![
+            ("h/base:1".to_owned(), vec![Arc::clone(base)]),
+            (
+                "h/new:1".to_owned(),
+                vec![Arc::clone(base), Arc::clone(top)],
+            ),
+        ]
+    });
+    let mut of_base = trace(&case.base, 1, &["lib/libc", "bin/other"]);
+    of_base.container.image = "h/base:1".to_owned();
+    of_base.container.slots = vec![4];
+    case.prefetcher.take_in(of_base).await.unwrap();
+    let layers = [Arc::clone(&case.base), Arc::clone(&case.layer)];
+    case.prefetcher.resolved("h/new:1", &layers);
+    let (_, steps) = case.plans.recv().await.unwrap();
+    let in_base = |path| (4, chunk(&case.base, path, 0));
+    assert_eq!(steps, [in_base("lib/libc"), in_base("bin/other")]);
+
+    case.prefetcher.mounted(9);
+    case.prefetcher.mounted(4);
+    let mut own = trace(&case.layer, 2, &["bin/app"]);
+    own.container.image = "h/new:1".to_owned();
+    own.container.slots = vec![9, 4];
+    let account = case.prefetcher.take_in(own).await.unwrap();
+    assert_eq!((account.used_chunks, account.waste_chunks), (0, 2));
+    let request = PrefetchRequest {
+        reference: "h/new:1".to_owned(),
+        all: false,
+    };
+    drop(case.prefetcher.request(request).await.unwrap());
+    let (_, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(
+        steps,
+        [(9, chunk(&case.layer, "bin/app", 0))],
+        "what the sister wasted is not predicted again"
+    );
+}
