@@ -16,10 +16,10 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use identity::Identity;
 pub(crate) use identity::repository;
+pub use identity::{Identity, workload};
 pub use merge::MergeError;
-pub use predict::{PredictedFile, PredictedRange, Prediction, predict};
+pub use predict::{PredictedFile, PredictedRange, Prediction, predict, predict_known};
 pub use ranges::normalise;
 
 use crate::{

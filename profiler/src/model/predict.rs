@@ -99,6 +99,16 @@ impl Prediction {
 /// workloads, those among the last starts count, each page by the workload that needs it most.
 #[must_use]
 pub fn predict(profiles: &[Profile]) -> Prediction {
+    predict_above(profiles, WORKLOAD_THRESHOLD)
+}
+
+/// Like [`predict`] where it is known that these workloads are what starts: none is left out, however rare it was.
+#[must_use]
+pub fn predict_known(profiles: &[Profile]) -> Prediction {
+    predict_above(profiles, 0.0)
+}
+
+fn predict_above(profiles: &[Profile], least_share: f64) -> Prediction {
     let mut workloads: BTreeMap<&Identity, Profile> = BTreeMap::new();
     for profile in profiles {
         match workloads.get_mut(&profile.identity) {
@@ -113,7 +123,7 @@ pub fn predict(profiles: &[Profile]) -> Prediction {
     let mut files: BTreeMap<(String, Option<Digest>), PredictedFile> = BTreeMap::new();
     let (mut found, mut missing) = (HashMap::new(), HashMap::new());
     for (profile, share) in workloads.values().zip(shares) {
-        if share < WORKLOAD_THRESHOLD {
+        if share < least_share {
             continue;
         }
         for file in files_of(profile) {

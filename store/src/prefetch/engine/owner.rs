@@ -1,5 +1,7 @@
 //! The thread behind the handle.
 
+mod running;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
@@ -12,7 +14,7 @@ use std::{
 use forelayer_profiler::{
     model::{self, UnusedFile, UnusedRange},
     profiles::ProfileDir,
-    protocol::Trace,
+    protocol::{Started, Trace},
 };
 use tokio::{
     runtime::Handle,
@@ -35,6 +37,8 @@ use crate::{
         warm::Warmer,
     },
 };
+use running::Plans;
+pub(super) use running::fetch;
 
 /// An overlay mount asks for its lowers one after the other, and each answer may wait for the witness
 /// (`witness.attach_wait`): this long after the last one the set is complete, if it was not known before.
@@ -55,6 +59,7 @@ pub(super) enum Event {
     Mounted {
         slot: u32,
     },
+    Started(Started),
     Trace {
         trace: Box<Trace>,
         reply: oneshot::Sender<Result<RunSummary, String>>,
@@ -80,6 +85,7 @@ pub(super) struct Owner {
     group: Option<(Vec<u32>, Instant)>,
     /// When the layers (slots, sorted) were planned last.
     planned: HashMap<Vec<u32>, Instant>,
+    running: Plans,
 }
 
 impl Owner {
@@ -100,6 +106,7 @@ impl Owner {
             books,
             group: None,
             planned: HashMap::new(),
+            running: Plans::default(),
         }
     }
 
@@ -114,6 +121,7 @@ impl Owner {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Mounted { slot }) => self.mounted(slot),
                 Ok(Event::Resolved { reference, layers }) => self.begin(Some(&reference), layers),
+                Ok(Event::Started(started)) => self.started(started),
                 Ok(Event::Trace { trace, reply }) => {
                     // Its own mount is to be counted before it.
                     self.group_complete();
@@ -186,7 +194,13 @@ impl Owner {
         let closed = self.books.mounted(&slots, Instant::now());
         self.closed(closed);
         let name = self.name_of(&layers);
+        let slots = self::slots(&layers);
+        if self.running.is_narrowed(&slots) {
+            // What this container runs is not known: the plan has to be made anew, for all workloads.
+            self.planned.remove(&slots);
+        }
         self.begin(name.as_deref(), layers);
+        self.running.mounted(&slots);
     }
 
     /// A start of these layers (top first) is near: predicts, plans and carries out.
@@ -200,7 +214,7 @@ impl Owner {
         if self.planned.contains_key(&slots) {
             return;
         }
-        let Some(planned) = self.plan(reference, &layers) else {
+        let Some(planned) = self.plan(reference, &layers, None) else {
             return;
         };
         self.planned.insert(slots.clone(), now);
@@ -219,9 +233,10 @@ impl Owner {
             Arc::clone(&self.warmer),
             self.stop.clone(),
         );
+        let replaced = self.running.begin(&slots, &planned.plan.name);
         let carry_out = async move {
             // Its own task: chunks come while the dentries are warmed.
-            let fetching = tokio::spawn(lanes.predict(planned.plan));
+            let fetching = tokio::spawn(fetch(lanes, planned.plan, replaced));
             match warmer.dentries(layers, planned.paths).await {
                 Ok(lookups) => tracing::debug!(lookups, "names were looked up ahead"),
                 Err(error) => tracing::warn!(
@@ -242,8 +257,14 @@ impl Owner {
         });
     }
 
-    /// What the profiles say of the image; `None` if nothing.
-    fn plan(&mut self, reference: Option<&str>, layers: &[Arc<Layer>]) -> Option<Planned> {
+    /// What the profiles say of the image; `None` if nothing. Where it is known what runs, what they say of these
+    /// `workloads`; `None` if they do not know one of them, or know nothing else.
+    fn plan(
+        &mut self,
+        reference: Option<&str>,
+        layers: &[Arc<Layer>],
+        workloads: Option<&BTreeSet<String>>,
+    ) -> Option<Planned> {
         let digests: Vec<Digest> = layers.iter().map(|layer| *layer.blob()).collect();
         let locator = Locator::new(layers);
         let chosen = (self.profiles).choose(reference, &digests, &|content| locator.holds(content));
@@ -257,9 +278,21 @@ impl Owner {
                 return None;
             }
         };
-        let files = chosen.profiles.iter().map(|(file, _)| file.as_str());
-        let profiles = self.profiles.load_all(files);
-        let prediction = model::predict(&profiles);
+        let meant: Vec<_> = (chosen.profiles.iter())
+            .filter(|(_, who)| workloads.is_none_or(|these| these.contains(&who.workload)))
+            .collect();
+        if let Some(workloads) = workloads {
+            let known: BTreeSet<&String> = meant.iter().map(|(_, who)| &who.workload).collect();
+            let all = workloads.len() == 1 && meant.len() == chosen.profiles.len();
+            if known.len() < workloads.len() || all {
+                return None;
+            }
+        }
+        let profiles = (self.profiles).load_all(meant.iter().map(|(file, _)| file.as_str()));
+        let prediction = match workloads {
+            None => model::predict(&profiles),
+            Some(_) => model::predict_known(&profiles),
+        };
         if prediction.is_empty() {
             return None;
         }
@@ -373,7 +406,7 @@ impl Owner {
         layers: &[Arc<Layer>],
         all: bool,
     ) -> Result<mpsc::Receiver<PrefetchProgress>, String> {
-        let planned = self.plan(Some(reference), layers);
+        let planned = self.plan(Some(reference), layers, None);
         let plan = match (planned, all) {
             (Some(planned), false) => {
                 self.opening(layers);

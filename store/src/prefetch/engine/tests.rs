@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod narrow;
+
 use forelayer_profiler::protocol::{Access, Container, Level, Touch};
 use tempfile::TempDir;
 
@@ -99,6 +101,17 @@ fn start_with(
     config: config::Prefetch,
     images: impl Fn(&Arc<Layer>, &Arc<Layer>) -> Images,
 ) -> Case {
+    start_on(config, images, |told| Arc::new(Bringer(told)))
+}
+
+/// What plans are asked for: name, and slots and chunks.
+type Told = mpsc::UnboundedSender<(String, Vec<(u32, u32)>)>;
+
+fn start_on(
+    config: config::Prefetch,
+    images: impl Fn(&Arc<Layer>, &Arc<Layer>) -> Images,
+    lanes: impl FnOnce(Told) -> Arc<dyn Lanes>,
+) -> Case {
     let place = Place::new();
     let profiles = tempfile::tempdir().unwrap();
     let layer = place.layer(9, &ITEMS());
@@ -108,7 +121,7 @@ fn start_with(
     let stop = CancellationToken::new();
     let parts = Parts {
         library: Arc::new(Shelf(images(&layer, &base))),
-        lanes: Arc::new(Bringer(told)),
+        lanes: lanes(told),
         pages: None,
         names: Arc::default(),
         profiles_dir: profiles.path().to_owned(),
