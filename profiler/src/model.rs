@@ -70,6 +70,10 @@ pub struct Run {
     /// Whether the recording was ended before the start was over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
+    /// Whether it stays and counts fully, however many newer runs there are. A decision of this machine's operator: it
+    /// is not taken over from others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// Digests of the layers' blobs, top layer first.
     #[serde(default)]
     pub layers: Vec<Digest>,
@@ -206,6 +210,17 @@ impl Profile {
             identity,
             runs: Vec::new(),
         }
+    }
+
+    /// Pins all runs that are there, or none.
+    pub fn set_pinned(&mut self, pinned: bool) {
+        self.runs.iter_mut().for_each(|run| run.pinned = pinned);
+    }
+
+    /// Number of pinned runs.
+    #[must_use]
+    pub fn pinned(&self) -> usize {
+        self.runs.iter().filter(|run| run.pinned).count()
     }
 
     /// Digests of the layers of the newest run, top first; empty without runs.

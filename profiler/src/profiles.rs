@@ -1,9 +1,9 @@
 //! The directory of profiles: one file a (image, workload), found by image and by layers, merged under one lock.
 //!
 //! Invariants: a profile file is replaced as a whole (temporary file, fsync, rename, fsync of the directory) and only
-//! by [`ProfileDir::add`], under the directory's lock, so that two writers never lose each other's run; a file that
-//! cannot be read is reported with its name and reason, harms no other, and is never overwritten: it is kept aside
-//! as `<name>.bad` (the last one of a name); a file that is written can be read.
+//! under the directory's lock, so that two writers never lose each other's run; a file that cannot be read is reported
+//! with its name and reason, harms no other, and is never overwritten: it is kept aside as `<name>.bad` (the last one
+//! of a name); a file that is written can be read.
 //!
 //! Only summaries stay in memory; they are refreshed when a file's size or time changes, so files may be copied in
 //! and removed by hand.
@@ -14,6 +14,7 @@ mod select;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ pub use summary::Summary;
 
 use crate::{
     Digest,
-    model::{Identity, MAX_BYTES, ModelError, Profile, Run},
+    model::{MAX_BYTES, Profile},
 };
 
 /// Workloads kept for one image: a command line that is new each time must not fill the disk.
@@ -228,100 +229,6 @@ impl ProfileDir {
             }
         };
         files.into_iter().filter_map(load).collect()
-    }
-
-    /// Merges a run into the profile of `identity` and keeps the newest `keep` runs, fewer where a file could not hold
-    /// them; answers the file's path. A file of that name that is no profile of this identity is moved aside first. Of an image's workloads the
-    /// [`MAX_WORKLOADS`] with the newest starts stay.
-    ///
-    /// # Errors
-    /// If the run is too large for any profile or the profile cannot be written; the old one is then as it was.
-    pub fn add(
-        &mut self,
-        identity: &Identity,
-        run: Run,
-        keep: usize,
-    ) -> Result<PathBuf, ProfileError> {
-        disk::make_dir(&self.dir)?;
-        let _lock = disk::lock(&self.dir)?;
-        let file = identity.file_name();
-        let path = self.dir.join(&file);
-        let mut profile = Profile::new(identity.clone());
-        let mut unusable = None;
-        if path.exists() {
-            let kept = self.load(&file).and_then(|old| {
-                profile
-                    .merge(old, keep)
-                    .map_err(|mismatch| ProfileError::Malformed {
-                        path: path.clone(),
-                        source: ModelError::Value {
-                            place: "identity".to_owned(),
-                            what: mismatch.to_string(),
-                        },
-                    })
-            });
-            match kept {
-                Ok(()) => {}
-                Err(error @ ProfileError::Malformed { .. }) => unusable = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        profile.add(run, keep);
-        let text = self.fitted(profile)?;
-        if let Some(error) = unusable {
-            let aside = disk::move_aside(&path)?;
-            tracing::warn!(
-                "{error}; it is kept as {} and learning starts anew",
-                aside.display()
-            );
-        }
-        disk::write(&self.dir, &file, text.as_bytes())?;
-        self.refresh()?;
-        for old in select::surplus(
-            &self.summaries().collect::<Vec<_>>(),
-            &identity.image,
-            MAX_WORKLOADS,
-        ) {
-            disk::remove(&self.dir.join(&old))?;
-            self.known.remove(&old);
-        }
-        Ok(path)
-    }
-
-    /// The text of a profile with as many of its newest runs as a reader takes.
-    fn fitted(&self, mut profile: Profile) -> Result<String, ProfileError> {
-        loop {
-            let text = profile.to_json();
-            let bytes = text.len() as u64;
-            if bytes <= self.max_bytes {
-                return Ok(text);
-            }
-            if profile.runs.len() <= 1 {
-                return Err(ProfileError::TooLarge {
-                    image: profile.identity.image,
-                    bytes,
-                    limit: self.max_bytes,
-                });
-            }
-            profile.runs.pop();
-        }
-    }
-
-    /// Removes one file.
-    ///
-    /// # Errors
-    /// If it is not there or cannot be removed.
-    pub fn delete(&mut self, file: &str) -> Result<(), ProfileError> {
-        let _lock = disk::lock(&self.dir)?;
-        if !self.known.contains_key(file) {
-            return Err(ProfileError::NotFound {
-                name: file.to_owned(),
-                dir: self.dir.clone(),
-            });
-        }
-        disk::remove(&self.dir.join(file))?;
-        self.known.remove(file);
-        Ok(())
     }
 
     fn summaries(&self) -> impl Iterator<Item = &Summary> {

@@ -36,6 +36,7 @@ impl Home {
             level: Level::Tracepoints,
             lost: 0,
             cut: false,
+            pinned: false,
             layers: vec![Digest::of(b"layer")],
             execs: Vec::new(),
             files: vec![FileTouches {
@@ -143,6 +144,38 @@ fn profiles_are_listed_shown_and_deleted() {
         format!("{{\"deleted\":[{other:?}]}}")
     );
     assert!(home.profile(&["delete", "--all"]).1.contains("no profiles"));
+}
+
+#[test]
+fn a_pin_is_shown_and_taken_back() {
+    let home = Home::new();
+    let (app, shell) = (home.learn("h/app:1", "app"), home.learn("h/app:1", "sh"));
+    let (code, _, error) = home.profile(&["pin", "h/app:1", "h/none:1"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("h/none:1"), "{error}");
+    assert!(!home.profile(&["list"]).1.contains("pinned"));
+
+    let (code, out, _) = home.profile(&["pin", "h/app:1"]);
+    assert_eq!(code, 0);
+    for file in [&app, &shell] {
+        assert!(out.contains(&format!("pinned {file} (1 runs)")), "{out}");
+    }
+    assert!(home.profile(&["list"]).1.contains("1, 1 pinned"));
+    assert!(
+        home.profile(&["show", &app])
+            .1
+            .contains("tracepoints, pinned")
+    );
+    let listed: serde_json::Value =
+        serde_json::from_str(&home.profile(&["list", "--json"]).1).unwrap();
+    assert_eq!(listed[0]["pinned"], 1);
+
+    let (_, out, _) = home.profile(&["unpin", &app, "--json"]);
+    assert_eq!(
+        out.trim(),
+        format!("{{\"unpinned\":[{{\"file\":{app:?},\"runs\":1}}]}}")
+    );
+    assert!(!home.profile(&["show", &app]).1.contains("pinned"));
 }
 
 #[test]

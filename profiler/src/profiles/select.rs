@@ -103,11 +103,11 @@ fn nearest<'a>(
         .map(|(image, _)| image)
 }
 
-/// Files of the image's workloads beyond the `limit` with the newest starts.
+/// Files of the image's workloads beyond the `limit` with the newest starts; pinned ones are not counted.
 pub(super) fn surplus(known: &[&Summary], image: &str, limit: usize) -> Vec<String> {
     let mut of_image: Vec<&&Summary> = known
         .iter()
-        .filter(|summary| summary.identity.image == image)
+        .filter(|summary| summary.identity.image == image && summary.pinned == 0)
         .collect();
     of_image.sort_by(|a, b| {
         b.newest_ms

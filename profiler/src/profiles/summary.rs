@@ -22,6 +22,9 @@ pub struct Summary {
     pub identity: Identity,
     /// Number of runs.
     pub runs: usize,
+    /// Of these, the pinned ones.
+    #[serde(default)]
+    pub pinned: usize,
     /// Unix time of the newest run's first exec in milliseconds; 0 without runs.
     pub newest_ms: u64,
     /// Layers of the newest run, top first.
@@ -73,6 +76,7 @@ impl Summary {
             file,
             identity: profile.identity.clone(),
             runs: profile.runs.len(),
+            pinned: profile.pinned(),
             newest_ms: newest.map_or(0, |run| run.started_ms),
             layers: profile.layers().to_vec(),
             files: newest.map_or(0, |run| run.files.len()),

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::*;
 use crate::{
-    model::{FileTouches, TouchedRange},
+    model::{FileTouches, Identity, Run, TouchedRange},
     protocol::{Access, Level},
 };
 
@@ -20,6 +20,7 @@ fn run(number: u64, layers: &[&str]) -> Run {
         level: Level::Tracepoints,
         lost: 0,
         cut: false,
+        pinned: false,
         layers: layers.iter().map(|layer| digest(layer)).collect(),
         execs: Vec::new(),
         files: layers
@@ -313,6 +314,40 @@ fn workloads_of_an_image_are_bounded_and_the_newest_stay() {
     assert!(!kept.contains(&identity("image", "command 3").file_name()));
     assert!(kept.contains(&identity("image", "command 4").file_name()));
     assert_eq!(dir.named("other").unwrap().len(), 1);
+}
+
+#[test]
+fn a_pin_is_kept_in_the_file_and_holds_against_newer_starts() {
+    let place = tempfile::tempdir().unwrap();
+    let mut dir = ProfileDir::open(place.path()).unwrap();
+    let app = identity("image", "a");
+    let file = app.file_name();
+    dir.add(&app, run(1, &["a"]), 1).unwrap();
+    assert_eq!(dir.pin(&file, true).unwrap(), 1);
+    let number = |dir: &ProfileDir| {
+        let listed = dir.list().remove(0).summary.unwrap();
+        (listed.runs, listed.pinned)
+    };
+    for start in 2..5 {
+        dir.add(&app, run(start, &["a"]), 1).unwrap();
+        assert_eq!(number(&dir), (2, 1));
+    }
+    for other in 0..MAX_WORKLOADS as u64 {
+        let other_workload = identity("image", &format!("command {other}"));
+        dir.add(&other_workload, run(100 + other, &["a"]), 1)
+            .unwrap();
+    }
+    assert!(
+        dir.named(&file).is_ok(),
+        "nor do other workloads displace it"
+    );
+    assert_eq!(dir.pin(&file, false).unwrap(), 2);
+    dir.add(&app, run(900, &["a"]), 1).unwrap();
+    assert_eq!(dir.load(&file).unwrap().runs.len(), 1);
+    assert!(matches!(
+        dir.pin("none.json", true),
+        Err(ProfileError::NotFound { .. })
+    ));
 }
 
 #[test]
