@@ -8,6 +8,7 @@
 //! Only summaries stay in memory; they are refreshed when a file's size or time changes, so files may be copied in
 //! and removed by hand.
 
+pub mod bundle;
 mod disk;
 mod error;
 mod select;
@@ -25,6 +26,7 @@ pub use error::ProfileError;
 use error::reason;
 pub use select::{Chosen, Kin};
 pub use summary::Summary;
+pub use write::Taken;
 
 use crate::{
     Digest,

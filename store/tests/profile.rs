@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{Seek as _, Write as _},
+    path::Path,
+    process::Command,
+};
 
 use forelayer_profiler::{
     Digest,
@@ -62,12 +67,19 @@ impl Home {
         identity.file_name()
     }
     fn profile(&self, arguments: &[&str]) -> Said {
+        self.profile_with(arguments, b"")
+    }
+    fn profile_with(&self, arguments: &[&str], input: &[u8]) -> Said {
+        let mut stdin = tempfile::tempfile().unwrap();
+        stdin.write_all(input).unwrap();
+        stdin.rewind().unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_forelayer"))
             .arg("--config")
             .arg(self.dir.path().join("config.toml"))
             .arg("profile")
             .args(arguments)
             .env_remove("FORELAYER_LOG")
+            .stdin(stdin)
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -176,6 +188,57 @@ fn a_pin_is_shown_and_taken_back() {
         format!("{{\"unpinned\":[{{\"file\":{app:?},\"runs\":1}}]}}")
     );
     assert!(!home.profile(&["show", &app]).1.contains("pinned"));
+}
+
+#[test]
+fn profiles_go_from_one_machine_to_another() {
+    let (here, there) = (Home::new(), Home::new());
+    let (app, shell) = (here.learn("h/app:1", "app"), here.learn("h/app:1", "sh"));
+    let file = here.dir.path().join("bundle.json");
+    let path = file.to_str().unwrap();
+    let (code, out, _) = here.profile(&["export", "h/app:1", "-o", path]);
+    assert_eq!((code, out.as_str()), (0, ""));
+    let (_, piped, _) = here.profile(&["export", &app, &shell, &app]);
+    assert_eq!(piped, fs::read_to_string(&file).unwrap());
+    assert_eq!(here.profile(&["export", "h/none:1"]).0, 1);
+
+    let (code, out, error) = there.profile(&["import", path]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(out.lines().count(), 2, "{out}");
+    assert!(out.contains("1 runs taken, 0 known, 0 older"), "{out}");
+    assert!(exists(&there, &app) && exists(&there, &shell));
+    let (_, again, _) = there.profile_with(&["import", "-", "--json"], piped.as_bytes());
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    let first = &again["profiles"][0];
+    assert_eq!(first["image"], "h/app:1");
+    assert_eq!((&first["taken"], &first["known"]), (&0.into(), &1.into()));
+    assert_eq!(
+        there.profile(&["show", "--json", &app]).1,
+        here.profile(&["show", "--json", &app]).1
+    );
+}
+
+#[test]
+fn a_bundle_that_is_not_valid_throughout_changes_nothing() {
+    let (here, there) = (Home::new(), Home::new());
+    here.learn("h/app:1", "app");
+    here.learn("h/app:1", "sh");
+    let good = here.profile(&["export", "h/app:1"]).1;
+    let at = good.rfind("\"pages\": 4").unwrap();
+    let bad = format!("{}\"pages\": 0{}", &good[..at], &good[at + 10..]);
+    for (text, words) in [
+        (bad.as_str(), "profile 2 of the bundle: run"),
+        (&good[..99], "neither a bundle of profiles nor a profile"),
+        ("", "standard input"),
+    ] {
+        let (code, out, error) = there.profile_with(&["import", "-"], text.as_bytes());
+        assert_eq!((code, out.as_str()), (1, ""));
+        assert!(error.contains(words), "{error:?} should contain {words:?}");
+    }
+    assert!(!there.profiles().exists());
+    let (code, _, error) = there.profile(&["import", "/no/such/file"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("/no/such/file"), "{error}");
 }
 
 #[test]

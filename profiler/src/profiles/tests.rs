@@ -351,6 +351,103 @@ fn a_pin_is_kept_in_the_file_and_holds_against_newer_starts() {
 }
 
 #[test]
+fn profiles_are_passed_on_by_their_runs() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut from = ProfileDir::open(here.path()).unwrap();
+    let mut to = ProfileDir::open(&there.path().join("profiles")).unwrap();
+    let app = identity("image", "a");
+    let file = app.file_name();
+    for number in [1, 2, 4] {
+        from.add(&app, run(number, &["a"]), 8).unwrap();
+    }
+    from.pin(&file, true).unwrap();
+    for number in [2, 3] {
+        to.add(&app, run(number, &["a"]), 8).unwrap();
+    }
+    let text = bundle::write(&[from.load(&file).unwrap()]);
+    assert!(text.lines().any(|line| line.contains("in-a")), "{text}");
+    let [profile] = &bundle::read(text.as_bytes(), 10).unwrap()[..] else {
+        panic!("not one profile")
+    };
+    assert_eq!(profile.pinned(), 0, "a pin is each machine's own");
+    let counts = |taken: Taken| (taken.taken, taken.known, taken.left_out);
+    assert_eq!(counts(to.import(profile.clone(), 3).unwrap()), (1, 1, 1));
+    let kept = to.load(&file).unwrap();
+    let starts: Vec<u64> = kept.runs.iter().map(|run| run.started_ms).collect();
+    assert_eq!(starts, [4, 3, 2]);
+    let before = fs::metadata(to.dir().join(&file))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(counts(to.import(kept, 3).unwrap()), (0, 3, 0));
+    let after = fs::metadata(to.dir().join(&file))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(before, after, "what says nothing new changes nothing");
+    // A profile as it lies in the directory will do.
+    let alone = fs::read(from.dir().join(&file)).unwrap();
+    assert_eq!(
+        bundle::read(&alone, 10).unwrap(),
+        std::slice::from_ref(profile)
+    );
+}
+
+#[test]
+fn bundles_that_cannot_be_used_are_refused_with_the_reason() {
+    let mut profile = Profile::new(identity("image", "a"));
+    profile.add(run(7, &["a"]), 8);
+    let good = bundle::write(&[profile.clone(), profile.clone()]);
+    assert_eq!(bundle::read(good.as_bytes(), 7).unwrap().len(), 2);
+    assert!(
+        bundle::read(bundle::write(&[]).as_bytes(), 7)
+            .unwrap()
+            .is_empty()
+    );
+    let second = |from: &str, to: &str| {
+        let at = good.rfind(from).unwrap();
+        let mut text = good.clone();
+        text.replace_range(at..at + from.len(), to);
+        text
+    };
+    let day = 24 * 3600 * 1000;
+    profile.runs[0].started_ms = day + 8;
+    let future = bundle::write(&[profile.clone()]);
+    assert!(bundle::read(future.as_bytes(), 8).is_ok(), "clocks differ");
+    let many = format!(
+        "{{\"bundle\": 1, \"profiles\": [{}]}}",
+        vec!["{\"schema\": 1}"; 1025].join(",")
+    );
+    for (text, words) in [
+        (
+            String::new(),
+            "neither a bundle of profiles nor a profile: EOF",
+        ),
+        ("[]".to_owned(), "neither a bundle"),
+        ("{}".to_owned(), "neither `bundle` nor `schema`"),
+        ("{\"bundle\": 1}".to_owned(), "missing field `profiles`"),
+        (
+            good.replace("\"bundle\": 1", "\"bundle\": 2"),
+            "bundle version 2; this program reads version 1",
+        ),
+        (good[..good.len() / 2].to_owned(), "neither a bundle"),
+        (
+            second("\"schema\": 1", "\"schema\": 2"),
+            "profile 2 of the bundle: schema 2",
+        ),
+        (
+            second("\"pages\": 1", "\"pages\": 0"),
+            "profile 2 of the bundle: run",
+        ),
+        (many, "1025 profiles"),
+        (future, "started in the future"),
+    ] {
+        let error = bundle::read(text.as_bytes(), 7).unwrap_err().to_string();
+        assert!(error.contains(words), "{error:?} should contain {words:?}");
+    }
+}
+
+#[test]
 fn profiles_go_by_file_name_its_beginning_or_the_image() {
     let place = tempfile::tempdir().unwrap();
     let mut dir = ProfileDir::open(place.path()).unwrap();

@@ -1,7 +1,9 @@
-//! `forelayer profile`: record, list, show, pin, unpin, delete.
+//! `forelayer profile`: record, list, show, export, import, pin, unpin, delete.
 //!
-//! All but `record` work on the files themselves, whether a store runs or not.
+//! All but `record` work on the files themselves, whether a store runs or not: it looks at the directory anew before
+//! each prediction, and all writers take the directory's lock.
 
+mod pass;
 mod text;
 
 use std::{path::Path, process::ExitCode};
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::record;
 
-/// Record, list, show, pin and delete profiles: what starts of containers touched, and so what is fetched ahead.
+/// Record, list, show, pass on, pin and delete profiles: what starts of containers touched, and so what is fetched ahead.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -25,6 +27,8 @@ enum Command {
     Record(record::Args),
     List(List),
     Show(Show),
+    Export(pass::Export),
+    Import(pass::Import),
     Pin(Pin),
     Unpin(Unpin),
     Delete(Delete),
@@ -101,6 +105,8 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode
         Command::Record(args) => record::run(args, config).await,
         Command::List(args) => list(args, config),
         Command::Show(args) => show(args, config),
+        Command::Export(args) => pass::export(args, config),
+        Command::Import(args) => pass::import(args, config),
         Command::Pin(args) => pin(&args.which, true, config),
         Command::Unpin(args) => pin(&args.which, false, config),
         Command::Delete(args) => delete(args, config),

@@ -267,6 +267,25 @@ async fn a_container_mount_alone_starts_a_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_imported_while_the_store_runs_predicts_the_next_start() {
+    let elsewhere = start(config::Prefetch::default());
+    let learned = elsewhere
+        .prefetcher
+        .take_in(trace(&elsewhere.layer, 1, &["bin/app"]))
+        .await
+        .unwrap();
+    let text = std::fs::read(learned.profile).unwrap();
+    let mut case = start(config::Prefetch::default());
+    let mut dir = ProfileDir::open(case.profiles.path()).unwrap();
+    for profile in forelayer_profiler::profiles::bundle::read(&text, 1).unwrap() {
+        dir.import(profile, 8).unwrap();
+    }
+    case.prefetcher.mounted(9);
+    let (_, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(steps, [(9, chunk(&case.layer, "bin/app", 0))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn switched_off_it_learns_and_predicts_nothing() {
     let mut case = start(config::Prefetch {
         enabled: false,
