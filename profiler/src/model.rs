@@ -6,6 +6,7 @@
 //! profiles. Invariant: every [`Profile`] that came through [`Profile::from_json`] or [`Profile::new`] is in normal
 //! form ([`Run::normalise`]) and within the limits below, whatever the file said.
 
+mod diff;
 mod identity;
 mod json;
 mod merge;
@@ -16,6 +17,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub use diff::{Common, Diff, OneSided, Pages, diff};
 pub(crate) use identity::repository;
 pub use identity::{Identity, workload};
 pub use merge::MergeError;

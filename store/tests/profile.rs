@@ -34,6 +34,10 @@ impl Home {
         self.dir.path().join("profiles")
     }
     fn learn(&self, image: &str, command: &str) -> String {
+        self.learn_pages(image, command, 4)
+    }
+    /// A start that touched so many pages of its program.
+    fn learn_pages(&self, image: &str, command: &str, pages: u32) -> String {
         let identity = Identity::new(image, &[command.to_owned()], &[]);
         let run = Run {
             id: "0a".repeat(16),
@@ -51,7 +55,7 @@ impl Home {
                 size: 65_536,
                 ranges: vec![TouchedRange {
                     page: 2,
-                    pages: 4,
+                    pages,
                     at_us: 1500,
                     access: Access::Map,
                 }],
@@ -239,6 +243,45 @@ fn a_bundle_that_is_not_valid_throughout_changes_nothing() {
     let (code, _, error) = there.profile(&["import", "/no/such/file"]);
     assert_eq!(code, 1);
     assert!(error.contains("/no/such/file"), "{error}");
+}
+
+#[test]
+fn two_profiles_are_compared() {
+    let (here, there) = (Home::new(), Home::new());
+    let app = here.learn_pages("h/app:1", "app", 4);
+    here.learn_pages("h/app:2", "app", 6);
+    let (code, out, _) = here.profile(&["diff", "h/app:1", "h/app:2"]);
+    assert_eq!(code, 0);
+    for words in [
+        "A  h/app:1 (app-",
+        "B  h/app:2 (app-",
+        "only A    0 files, 0 B",
+        "only B    0 files, 8.00 KiB",
+        "common    1 files, 16.00 KiB; 0 moved, 0 with another content, 0 in another order",
+        "both  +1.50 ms  0 B     8.00 KiB  /usr/bin/app",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    let (_, out, _) = here.profile(&["diff", "h/app:2", &app, "--json"]);
+    let diff: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        diff["pages"],
+        serde_json::json!({"only_a": 2, "only_b": 0, "common": 4})
+    );
+    assert_eq!(diff["files"]["common"][0]["path"], "usr/bin/app");
+
+    // With a file from elsewhere, where this machine has none.
+    let file = here.dir.path().join("bundle.json");
+    fs::write(&file, here.profile(&["export", "h/app:1"]).1).unwrap();
+    let profile = here.profiles().join(&app);
+    let paths = [&file, &profile].map(|path| path.to_str().unwrap());
+    let (code, out, _) = there.profile(&["diff", paths[0], paths[1]]);
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("only A    0 files, 0 B") && out.contains("only B    0 files, 0 B"),
+        "{out}"
+    );
+    assert_eq!(there.profile(&["diff", paths[0], "h/app:1"]).0, 1);
 }
 
 #[test]

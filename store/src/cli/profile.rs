@@ -1,8 +1,9 @@
-//! `forelayer profile`: record, list, show, export, import, pin, unpin, delete.
+//! `forelayer profile`: record, list, show, diff, export, import, pin, unpin, delete.
 //!
 //! All but `record` work on the files themselves, whether a store runs or not: it looks at the directory anew before
 //! each prediction, and all writers take the directory's lock.
 
+mod compare;
 mod pass;
 mod text;
 
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::record;
 
-/// Record, list, show, pass on, pin and delete profiles: what starts of containers touched, and so what is fetched ahead.
+/// Record, list, show, compare, pass on, pin and delete profiles: what starts of containers touched, and so what is fetched ahead.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -27,6 +28,7 @@ enum Command {
     Record(record::Args),
     List(List),
     Show(Show),
+    Diff(compare::Args),
     Export(pass::Export),
     Import(pass::Import),
     Pin(Pin),
@@ -105,6 +107,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode
         Command::Record(args) => record::run(args, config).await,
         Command::List(args) => list(args, config),
         Command::Show(args) => show(args, config),
+        Command::Diff(args) => compare::run(args, config),
         Command::Export(args) => pass::export(args, config),
         Command::Import(args) => pass::import(args, config),
         Command::Pin(args) => pin(&args.which, true, config),

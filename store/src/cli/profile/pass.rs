@@ -101,7 +101,7 @@ pub(super) fn import(args: &Import, config: &Config) -> anyhow::Result<ExitCode>
 }
 
 /// The profiles in a file that was exported, or that is one.
-fn read_file(path: &Path) -> anyhow::Result<Vec<Profile>> {
+pub(super) fn read_file(path: &Path) -> anyhow::Result<Vec<Profile>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     read(&path.display().to_string(), file)
 }

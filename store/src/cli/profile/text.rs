@@ -161,7 +161,7 @@ fn time(ms: u64) -> String {
 }
 
 /// Left-aligned columns two blanks apart; the first row is the head.
-fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+pub(super) fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let widths: [usize; N] = std::array::from_fn(|column| {
         rows.iter()
             .map(|row| row[column].chars().count())
