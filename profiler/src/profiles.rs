@@ -41,6 +41,8 @@ pub const MAX_WORKLOADS: usize = 32;
 pub struct ProfileDir {
     dir: PathBuf,
     known: BTreeMap<String, Known>,
+    /// See [`ProfileDir::generation`].
+    generation: u64,
     /// Bytes a file may have: what is written can be read.
     max_bytes: u64,
 }
@@ -73,6 +75,7 @@ impl ProfileDir {
             max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
+            generation: 0,
         };
         {
             let _lock = disk::lock(dir)?;
@@ -91,6 +94,7 @@ impl ProfileDir {
             max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
+            generation: 0,
         };
         let looked = match dir.try_exists() {
             Ok(true) => this.refresh(),
@@ -125,7 +129,9 @@ impl ProfileDir {
     /// If the directory cannot be read.
     pub fn refresh(&mut self) -> Result<(), ProfileError> {
         let stamps = disk::scan(&self.dir)?;
+        let before = self.known.len();
         self.known.retain(|file, _| stamps.contains_key(file));
+        self.generation += u64::from(self.known.len() < before);
         for (file, stamp) in stamps {
             if self
                 .known
@@ -142,8 +148,16 @@ impl ProfileDir {
                 }
             };
             self.known.insert(file, Known { stamp, summary });
+            self.generation += 1;
         }
         Ok(())
+    }
+
+    /// A number that changes with every change of a file that [`ProfileDir::refresh`] takes note of: what was chosen
+    /// for an image is chosen again as long as it is the same.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// All files in order of name, as of the last refresh.

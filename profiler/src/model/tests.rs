@@ -544,7 +544,12 @@ proptest! {
 
     #[test]
     fn damaged_profiles_never_panic_and_what_is_read_can_be_used(text in mutated()) {
+        let bundle = [b"{\"bundle\": 1, \"profiles\": [".as_slice(), &text, b"]}"].concat();
+        let passed_on = crate::profiles::bundle::read(&bundle, u64::MAX);
         if let Ok(mut profile) = Profile::from_json(&text) {
+            let mut unpinned = profile.clone();
+            unpinned.set_pinned(false);
+            prop_assert_eq!(passed_on.unwrap(), [unpinned]);
             let prediction = predict(std::slice::from_ref(&profile));
             for file in prediction.files {
                 prop_assert!(file.ranges.iter().all(|range| range.pages > 0 && range.end() <= MAX_PAGE));

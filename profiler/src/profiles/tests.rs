@@ -82,6 +82,13 @@ fn runs_are_merged_into_their_profile_and_found_again() {
 
     // By another process, later.
     let mut again = ProfileDir::open(dir.dir()).unwrap();
+    let generation = again.generation();
+    again.refresh().unwrap();
+    assert_eq!(again.generation(), generation);
+    dir.add(&python, run(4, &["a"]), 2).unwrap();
+    again.refresh().unwrap();
+    assert_ne!(again.generation(), generation);
+    let profile = again.load(&python.file_name()).unwrap();
     assert_eq!(found(&mut again, "h/python:3"), [profile]);
     assert_eq!(again.list().len(), 1);
     assert_eq!(again.list()[0].summary.as_ref().unwrap().pages, 1);

@@ -85,7 +85,18 @@ pub(super) struct Owner {
     group: Option<(Vec<u32>, Instant)>,
     /// When the layers (slots, sorted) were planned last.
     planned: HashMap<Vec<u32>, Instant>,
+    /// The image that nothing was predicted for last: an engine looks every layer up, and comparing an image with all
+    /// others takes milliseconds.
+    unknown: Option<Unknown>,
     running: Plans,
+}
+
+/// An image that nothing is predicted for as long as the profiles are the same.
+#[derive(PartialEq, Eq)]
+struct Unknown {
+    slots: Vec<u32>,
+    reference: Option<String>,
+    generation: u64,
 }
 
 impl Owner {
@@ -106,6 +117,7 @@ impl Owner {
             books,
             group: None,
             planned: HashMap::new(),
+            unknown: None,
             running: Plans::default(),
         }
     }
@@ -214,7 +226,19 @@ impl Owner {
         if self.planned.contains_key(&slots) {
             return;
         }
+        if let Err(error) = self.profiles.refresh() {
+            tracing::debug!(%error, "profiles that changed are not noticed");
+        }
+        let unknown = Unknown {
+            slots: slots.clone(),
+            reference: reference.map(ToOwned::to_owned),
+            generation: self.profiles.generation(),
+        };
+        if self.unknown.as_ref() == Some(&unknown) {
+            return;
+        }
         let Some(planned) = self.plan(reference, &layers, None) else {
+            self.unknown = Some(unknown);
             return;
         };
         self.planned.insert(slots.clone(), now);
