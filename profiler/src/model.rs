@@ -6,6 +6,7 @@
 //! profiles. Invariant: every [`Profile`] that came through [`Profile::from_json`] or [`Profile::new`] is in normal
 //! form ([`Run::normalise`]) and within the limits below, whatever the file said.
 
+mod diff;
 mod identity;
 mod json;
 mod merge;
@@ -16,10 +17,11 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use identity::Identity;
+pub use diff::{Common, Diff, OneSided, Pages, diff};
 pub(crate) use identity::repository;
+pub use identity::{Identity, workload};
 pub use merge::MergeError;
-pub use predict::{PredictedFile, PredictedRange, Prediction, predict};
+pub use predict::{PredictedFile, PredictedRange, Prediction, predict, predict_known};
 pub use ranges::normalise;
 
 use crate::{
@@ -70,6 +72,10 @@ pub struct Run {
     /// Whether the recording was ended before the start was over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
+    /// Whether it stays and counts fully, however many newer runs there are. A decision of this machine's operator: it
+    /// is not taken over from others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// Digests of the layers' blobs, top layer first.
     #[serde(default)]
     pub layers: Vec<Digest>,
@@ -206,6 +212,17 @@ impl Profile {
             identity,
             runs: Vec::new(),
         }
+    }
+
+    /// Pins all runs that are there, or none.
+    pub fn set_pinned(&mut self, pinned: bool) {
+        self.runs.iter_mut().for_each(|run| run.pinned = pinned);
+    }
+
+    /// Number of pinned runs.
+    #[must_use]
+    pub fn pinned(&self) -> usize {
+        self.runs.iter().filter(|run| run.pinned).count()
     }
 
     /// Digests of the layers of the newest run, top first; empty without runs.

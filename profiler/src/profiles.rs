@@ -1,32 +1,36 @@
 //! The directory of profiles: one file a (image, workload), found by image and by layers, merged under one lock.
 //!
 //! Invariants: a profile file is replaced as a whole (temporary file, fsync, rename, fsync of the directory) and only
-//! by [`ProfileDir::add`], under the directory's lock, so that two writers never lose each other's run; a file that
-//! cannot be read is reported with its name and reason, harms no other, and is never overwritten: it is kept aside
-//! as `<name>.bad` (the last one of a name); a file that is written can be read.
+//! under the directory's lock, so that two writers never lose each other's run; a file that cannot be read is reported
+//! with its name and reason, harms no other, and is never overwritten: it is kept aside as `<name>.bad` (the last one
+//! of a name); a file that is written can be read.
 //!
 //! Only summaries stay in memory; they are refreshed when a file's size or time changes, so files may be copied in
 //! and removed by hand.
 
+pub mod bundle;
 mod disk;
 mod error;
 mod select;
+mod summary;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 pub use error::ProfileError;
 use error::reason;
+pub use select::{Chosen, Kin};
+pub use summary::Summary;
+pub use write::Taken;
 
 use crate::{
     Digest,
-    model::{Identity, MAX_BYTES, ModelError, Profile, Run},
+    model::{MAX_BYTES, Profile},
 };
 
 /// Workloads kept for one image: a command line that is new each time must not fill the disk.
@@ -37,6 +41,8 @@ pub const MAX_WORKLOADS: usize = 32;
 pub struct ProfileDir {
     dir: PathBuf,
     known: BTreeMap<String, Known>,
+    /// See [`ProfileDir::generation`].
+    generation: u64,
     /// Bytes a file may have: what is written can be read.
     max_bytes: u64,
 }
@@ -46,28 +52,6 @@ pub struct ProfileDir {
 struct Known {
     stamp: disk::Stamp,
     summary: Result<Summary, String>,
-}
-
-/// What a profile says in short.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Name of its file in the directory.
-    pub file: String,
-    /// Whose it is.
-    pub identity: Identity,
-    /// Number of runs.
-    pub runs: usize,
-    /// Unix time of the newest run's first exec in milliseconds; 0 without runs.
-    pub newest_ms: u64,
-    /// Layers of the newest run, top first.
-    pub layers: Vec<Digest>,
-    /// Files touched by the newest run.
-    pub files: usize,
-    /// Pages of 4096 bytes touched by the newest run.
-    pub pages: u64,
-    /// Pages touched by the newest run in each layer.
-    #[serde(skip)]
-    pages_by_layer: HashMap<Digest, u64>,
 }
 
 /// One file of the directory, readable or not.
@@ -91,6 +75,7 @@ impl ProfileDir {
             max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
+            generation: 0,
         };
         {
             let _lock = disk::lock(dir)?;
@@ -109,6 +94,7 @@ impl ProfileDir {
             max_bytes: MAX_BYTES,
             dir: dir.to_owned(),
             known: BTreeMap::new(),
+            generation: 0,
         };
         let looked = match dir.try_exists() {
             Ok(true) => this.refresh(),
@@ -143,7 +129,9 @@ impl ProfileDir {
     /// If the directory cannot be read.
     pub fn refresh(&mut self) -> Result<(), ProfileError> {
         let stamps = disk::scan(&self.dir)?;
+        let before = self.known.len();
         self.known.retain(|file, _| stamps.contains_key(file));
+        self.generation += u64::from(self.known.len() < before);
         for (file, stamp) in stamps {
             if self
                 .known
@@ -160,8 +148,16 @@ impl ProfileDir {
                 }
             };
             self.known.insert(file, Known { stamp, summary });
+            self.generation += 1;
         }
         Ok(())
+    }
+
+    /// A number that changes with every change of a file that [`ProfileDir::refresh`] takes note of: what was chosen
+    /// for an image is chosen again as long as it is the same.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// All files in order of name, as of the last refresh.
@@ -221,152 +217,39 @@ impl ProfileDir {
     }
 
     /// The profiles that predict a start of an image with these layers (any order), best known as `reference`: those
-    /// recorded with exactly these layers; else those of the image's name; else those of the image that shares most
-    /// of its touched pages. Empty if nothing fits.
+    /// recorded with exactly these layers; else those of the image's name; else those of the nearest other image,
+    /// which has touched layers or contents in common with it. Empty if nothing fits. `holds` says whether the image
+    /// has a file with this content; it is asked only where the image has no profile of its own.
     ///
     /// # Errors
     /// If the directory cannot be read; unreadable files are skipped.
-    pub fn find(
+    pub fn choose(
         &mut self,
         reference: Option<&str>,
         layers: &[Digest],
-    ) -> Result<Vec<Profile>, ProfileError> {
+        holds: &dyn Fn(&Digest) -> bool,
+    ) -> Result<Chosen, ProfileError> {
         self.refresh()?;
-        let chosen = select::choose(&self.summaries().collect::<Vec<_>>(), reference, layers);
-        let mut profiles = Vec::with_capacity(chosen.len());
-        for file in chosen {
-            match self.load(&file) {
-                Ok(profile) => profiles.push(profile),
-                Err(error) => tracing::warn!("{error}; nothing is predicted from it"),
-            }
-        }
-        Ok(profiles)
+        let known: Vec<&Summary> = self.summaries().collect();
+        Ok(select::choose(&known, reference, layers, holds))
     }
 
-    /// Merges a run into the profile of `identity` and keeps the newest `keep` runs, fewer where a file could not hold
-    /// them; answers the file's path. A file of that name that is no profile of this identity is moved aside first. Of an image's workloads the
-    /// [`MAX_WORKLOADS`] with the newest starts stay.
-    ///
-    /// # Errors
-    /// If the run is too large for any profile or the profile cannot be written; the old one is then as it was.
-    pub fn add(
-        &mut self,
-        identity: &Identity,
-        run: Run,
-        keep: usize,
-    ) -> Result<PathBuf, ProfileError> {
-        disk::make_dir(&self.dir)?;
-        let _lock = disk::lock(&self.dir)?;
-        let file = identity.file_name();
-        let path = self.dir.join(&file);
-        let mut profile = Profile::new(identity.clone());
-        let mut unusable = None;
-        if path.exists() {
-            let kept = self.load(&file).and_then(|old| {
-                profile
-                    .merge(old, keep)
-                    .map_err(|mismatch| ProfileError::Malformed {
-                        path: path.clone(),
-                        source: ModelError::Value {
-                            place: "identity".to_owned(),
-                            what: mismatch.to_string(),
-                        },
-                    })
-            });
-            match kept {
-                Ok(()) => {}
-                Err(error @ ProfileError::Malformed { .. }) => unusable = Some(error),
-                Err(error) => return Err(error),
+    /// Reads these files; those that cannot be read any more are warned about and left out.
+    #[must_use]
+    pub fn load_all<'a>(&self, files: impl IntoIterator<Item = &'a str>) -> Vec<Profile> {
+        let load = |file| match self.load(file) {
+            Ok(profile) => Some(profile),
+            Err(error) => {
+                tracing::warn!("{error}; nothing is predicted from it");
+                None
             }
-        }
-        profile.add(run, keep);
-        let text = self.fitted(profile)?;
-        if let Some(error) = unusable {
-            let aside = disk::move_aside(&path)?;
-            tracing::warn!(
-                "{error}; it is kept as {} and learning starts anew",
-                aside.display()
-            );
-        }
-        disk::write(&self.dir, &file, text.as_bytes())?;
-        self.refresh()?;
-        for old in select::surplus(
-            &self.summaries().collect::<Vec<_>>(),
-            &identity.image,
-            MAX_WORKLOADS,
-        ) {
-            disk::remove(&self.dir.join(&old))?;
-            self.known.remove(&old);
-        }
-        Ok(path)
-    }
-
-    /// The text of a profile with as many of its newest runs as a reader takes.
-    fn fitted(&self, mut profile: Profile) -> Result<String, ProfileError> {
-        loop {
-            let text = profile.to_json();
-            let bytes = text.len() as u64;
-            if bytes <= self.max_bytes {
-                return Ok(text);
-            }
-            if profile.runs.len() <= 1 {
-                return Err(ProfileError::TooLarge {
-                    image: profile.identity.image,
-                    bytes,
-                    limit: self.max_bytes,
-                });
-            }
-            profile.runs.pop();
-        }
-    }
-
-    /// Removes one file.
-    ///
-    /// # Errors
-    /// If it is not there or cannot be removed.
-    pub fn delete(&mut self, file: &str) -> Result<(), ProfileError> {
-        let _lock = disk::lock(&self.dir)?;
-        if !self.known.contains_key(file) {
-            return Err(ProfileError::NotFound {
-                name: file.to_owned(),
-                dir: self.dir.clone(),
-            });
-        }
-        disk::remove(&self.dir.join(file))?;
-        self.known.remove(file);
-        Ok(())
+        };
+        files.into_iter().filter_map(load).collect()
     }
 
     fn summaries(&self) -> impl Iterator<Item = &Summary> {
         self.known
             .values()
             .filter_map(|known| known.summary.as_ref().ok())
-    }
-}
-
-impl Summary {
-    fn of(file: String, profile: &Profile) -> Self {
-        let newest = profile.runs.first();
-        let mut pages_by_layer = HashMap::new();
-        for touches in newest.iter().flat_map(|run| &run.files) {
-            if let Some(layer) = touches.layer {
-                let pages: u64 = touches
-                    .ranges
-                    .iter()
-                    .map(|range| u64::from(range.pages))
-                    .sum();
-                *pages_by_layer.entry(layer).or_default() += pages;
-            }
-        }
-        Self {
-            file,
-            identity: profile.identity.clone(),
-            runs: profile.runs.len(),
-            newest_ms: newest.map_or(0, |run| run.started_ms),
-            layers: profile.layers().to_vec(),
-            files: newest.map_or(0, |run| run.files.len()),
-            pages: newest.map_or(0, Run::pages),
-            pages_by_layer,
-        }
     }
 }

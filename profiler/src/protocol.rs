@@ -2,7 +2,8 @@
 //! (docs/formats.md, "Control socket").
 //!
 //! The store streams [`StoreEvent`]s, one a line; the witness answers each [`StoreEvent::Mounted`] with
-//! [`Attached`] and hands in one [`Trace`] a container when its window closes.
+//! [`Attached`], says who started as soon as that is known ([`Started`]), and hands in one [`Trace`] a container when
+//! its window closes.
 
 use std::path::PathBuf;
 
@@ -121,6 +122,31 @@ pub struct Container {
     pub labels: std::collections::BTreeMap<String, String>,
     /// Slots of its layers, top layer first, as its overlay mount lists them.
     pub slots: Vec<u32>,
+}
+
+/// A container called its first exec, and this is who it is: what is planned for its layers can be narrowed.
+///
+/// Without the command line, which may hold secrets and which the profiles do not keep either.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Slots of its layers, top layer first.
+    pub slots: Vec<u32>,
+    /// The image's name as the engine was asked for it; empty where its files do not tell.
+    pub image: String,
+    /// The label of its command line ([`crate::model::workload`]).
+    pub workload: String,
+}
+
+impl Started {
+    /// What is said of this container.
+    #[must_use]
+    pub fn of(container: &Container) -> Self {
+        Self {
+            slots: container.slots.clone(),
+            image: container.image.clone(),
+            workload: crate::model::workload(&container.command),
+        }
+    }
 }
 
 /// One start of one container, as the witness hands it in.

@@ -122,7 +122,7 @@ pub enum Action {
     Forget(Vec<(u64, u32)>),
     /// Find out who this is, without holding up the events.
     Identify(Candidate),
-    /// It became known who is being recorded.
+    /// It became known who is being recorded, its command included: once a container, before its trace.
     Known(Container),
     /// A container is done.
     Finished(Trace),

@@ -52,7 +52,7 @@ enum Command {
     Serve(serve::Args),
     /// Watch containers start (forelayer-profiler.service)
     Watch(watch::Args),
-    /// Record, list, show and delete profiles
+    /// Record, list, show, compare, pass on, pin and delete profiles
     Profile(profile::Args),
     /// Fetch an image ahead, now
     Prefetch(prefetch::Args),

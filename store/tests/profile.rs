@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{Seek as _, Write as _},
+    path::Path,
+    process::Command,
+};
 
 use forelayer_profiler::{
     Digest,
@@ -29,6 +34,10 @@ impl Home {
         self.dir.path().join("profiles")
     }
     fn learn(&self, image: &str, command: &str) -> String {
+        self.learn_pages(image, command, 4)
+    }
+    /// A start that touched so many pages of its program.
+    fn learn_pages(&self, image: &str, command: &str, pages: u32) -> String {
         let identity = Identity::new(image, &[command.to_owned()], &[]);
         let run = Run {
             id: "0a".repeat(16),
@@ -36,6 +45,7 @@ impl Home {
             level: Level::Tracepoints,
             lost: 0,
             cut: false,
+            pinned: false,
             layers: vec![Digest::of(b"layer")],
             execs: Vec::new(),
             files: vec![FileTouches {
@@ -45,7 +55,7 @@ impl Home {
                 size: 65_536,
                 ranges: vec![TouchedRange {
                     page: 2,
-                    pages: 4,
+                    pages,
                     at_us: 1500,
                     access: Access::Map,
                 }],
@@ -61,12 +71,19 @@ impl Home {
         identity.file_name()
     }
     fn profile(&self, arguments: &[&str]) -> Said {
+        self.profile_with(arguments, b"")
+    }
+    fn profile_with(&self, arguments: &[&str], input: &[u8]) -> Said {
+        let mut stdin = tempfile::tempfile().unwrap();
+        stdin.write_all(input).unwrap();
+        stdin.rewind().unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_forelayer"))
             .arg("--config")
             .arg(self.dir.path().join("config.toml"))
             .arg("profile")
             .args(arguments)
             .env_remove("FORELAYER_LOG")
+            .stdin(stdin)
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -143,6 +160,128 @@ fn profiles_are_listed_shown_and_deleted() {
         format!("{{\"deleted\":[{other:?}]}}")
     );
     assert!(home.profile(&["delete", "--all"]).1.contains("no profiles"));
+}
+
+#[test]
+fn a_pin_is_shown_and_taken_back() {
+    let home = Home::new();
+    let (app, shell) = (home.learn("h/app:1", "app"), home.learn("h/app:1", "sh"));
+    let (code, _, error) = home.profile(&["pin", "h/app:1", "h/none:1"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("h/none:1"), "{error}");
+    assert!(!home.profile(&["list"]).1.contains("pinned"));
+
+    let (code, out, _) = home.profile(&["pin", "h/app:1"]);
+    assert_eq!(code, 0);
+    for file in [&app, &shell] {
+        assert!(out.contains(&format!("pinned {file} (1 runs)")), "{out}");
+    }
+    assert!(home.profile(&["list"]).1.contains("1, 1 pinned"));
+    assert!(
+        home.profile(&["show", &app])
+            .1
+            .contains("tracepoints, pinned")
+    );
+    let listed: serde_json::Value =
+        serde_json::from_str(&home.profile(&["list", "--json"]).1).unwrap();
+    assert_eq!(listed[0]["pinned"], 1);
+
+    let (_, out, _) = home.profile(&["unpin", &app, "--json"]);
+    assert_eq!(
+        out.trim(),
+        format!("{{\"unpinned\":[{{\"file\":{app:?},\"runs\":1}}]}}")
+    );
+    assert!(!home.profile(&["show", &app]).1.contains("pinned"));
+}
+
+#[test]
+fn profiles_go_from_one_machine_to_another() {
+    let (here, there) = (Home::new(), Home::new());
+    let (app, shell) = (here.learn("h/app:1", "app"), here.learn("h/app:1", "sh"));
+    let file = here.dir.path().join("bundle.json");
+    let path = file.to_str().unwrap();
+    let (code, out, _) = here.profile(&["export", "h/app:1", "-o", path]);
+    assert_eq!((code, out.as_str()), (0, ""));
+    let (_, piped, _) = here.profile(&["export", &app, &shell, &app]);
+    assert_eq!(piped, fs::read_to_string(&file).unwrap());
+    assert_eq!(here.profile(&["export", "h/none:1"]).0, 1);
+
+    let (code, out, error) = there.profile(&["import", path]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(out.lines().count(), 2, "{out}");
+    assert!(out.contains("1 runs taken, 0 known, 0 older"), "{out}");
+    assert!(exists(&there, &app) && exists(&there, &shell));
+    let (_, again, _) = there.profile_with(&["import", "-", "--json"], piped.as_bytes());
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    let first = &again["profiles"][0];
+    assert_eq!(first["image"], "h/app:1");
+    assert_eq!((&first["taken"], &first["known"]), (&0.into(), &1.into()));
+    assert_eq!(
+        there.profile(&["show", "--json", &app]).1,
+        here.profile(&["show", "--json", &app]).1
+    );
+}
+
+#[test]
+fn a_bundle_that_is_not_valid_throughout_changes_nothing() {
+    let (here, there) = (Home::new(), Home::new());
+    here.learn("h/app:1", "app");
+    here.learn("h/app:1", "sh");
+    let good = here.profile(&["export", "h/app:1"]).1;
+    let at = good.rfind("\"pages\": 4").unwrap();
+    let bad = format!("{}\"pages\": 0{}", &good[..at], &good[at + 10..]);
+    for (text, words) in [
+        (bad.as_str(), "profile 2 of the bundle: run"),
+        (&good[..99], "neither a bundle of profiles nor a profile"),
+        ("", "standard input"),
+    ] {
+        let (code, out, error) = there.profile_with(&["import", "-"], text.as_bytes());
+        assert_eq!((code, out.as_str()), (1, ""));
+        assert!(error.contains(words), "{error:?} should contain {words:?}");
+    }
+    assert!(!there.profiles().exists());
+    let (code, _, error) = there.profile(&["import", "/no/such/file"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("/no/such/file"), "{error}");
+}
+
+#[test]
+fn two_profiles_are_compared() {
+    let (here, there) = (Home::new(), Home::new());
+    let app = here.learn_pages("h/app:1", "app", 4);
+    here.learn_pages("h/app:2", "app", 6);
+    let (code, out, _) = here.profile(&["diff", "h/app:1", "h/app:2"]);
+    assert_eq!(code, 0);
+    for words in [
+        "A  h/app:1 (app-",
+        "B  h/app:2 (app-",
+        "only A    0 files, 0 B",
+        "only B    0 files, 8.00 KiB",
+        "common    1 files, 16.00 KiB; 0 moved, 0 with another content, 0 in another order",
+        "both  +1.50 ms  0 B     8.00 KiB  /usr/bin/app",
+    ] {
+        assert!(out.contains(words), "{words:?} is not in\n{out}");
+    }
+    let (_, out, _) = here.profile(&["diff", "h/app:2", &app, "--json"]);
+    let diff: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        diff["pages"],
+        serde_json::json!({"only_a": 2, "only_b": 0, "common": 4})
+    );
+    assert_eq!(diff["files"]["common"][0]["path"], "usr/bin/app");
+
+    // With a file from elsewhere, where this machine has none.
+    let file = here.dir.path().join("bundle.json");
+    fs::write(&file, here.profile(&["export", "h/app:1"]).1).unwrap();
+    let profile = here.profiles().join(&app);
+    let paths = [&file, &profile].map(|path| path.to_str().unwrap());
+    let (code, out, _) = there.profile(&["diff", paths[0], paths[1]]);
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("only A    0 files, 0 B") && out.contains("only B    0 files, 0 B"),
+        "{out}"
+    );
+    assert_eq!(there.profile(&["diff", paths[0], "h/app:1"]).0, 1);
 }
 
 #[test]

@@ -70,7 +70,9 @@ pub(crate) fn repository(image: &str) -> &str {
     }
 }
 
-fn workload(command: &[String]) -> String {
+/// The label of a command line: the program's name and 8 digits of the hash of all of it; `unknown` without one.
+#[must_use]
+pub fn workload(command: &[String]) -> String {
     let Some(program) = command.first() else {
         return "unknown".to_owned();
     };

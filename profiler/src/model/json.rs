@@ -32,20 +32,21 @@ impl Profile {
         if head.schema != SCHEMA {
             return Err(ModelError::Schema(head.schema));
         }
-        let mut profile: Self = serde_json::from_slice(text).map_err(json)?;
-        profile.check()?;
-        profile.normalise();
-        if let Some(pair) = profile
-            .runs
-            .windows(2)
-            .find(|pair| pair[0].id == pair[1].id)
-        {
+        let profile: Self = serde_json::from_slice(text).map_err(json)?;
+        profile.checked()
+    }
+
+    /// Checks what was read against the limits and brings it into normal form.
+    pub(crate) fn checked(mut self) -> Result<Self, ModelError> {
+        self.check()?;
+        self.normalise();
+        if let Some(pair) = self.runs.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return Err(ModelError::Value {
                 place: format!("run {}", pair[0].id),
                 what: "is there twice".to_owned(),
             });
         }
-        Ok(profile)
+        Ok(self)
     }
 
     /// The profile as text, with a line a run's head and a line a file.

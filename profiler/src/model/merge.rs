@@ -1,7 +1,8 @@
-//! Merging copies of a profile: the union of their runs, the newest kept.
+//! Merging copies of a profile: the union of their runs, the newest kept, and those that are pinned.
 //!
 //! Commutative, associative and idempotent: of two runs with one id (they differ only if somebody edited one) the
-//! greater in a total order stays, and the order "newest first" has no ties between different ids.
+//! greater in a total order stays, and the order "newest first" has no ties between different ids. Pins are this
+//! machine's: copies that agree on them merge in any order.
 
 use std::{cmp::Ordering, collections::HashMap};
 
@@ -21,7 +22,8 @@ pub enum MergeError {
 }
 
 impl Profile {
-    /// Takes in the other's runs and keeps the newest `keep` (at least one, at most [`super::MAX_RUNS`]).
+    /// Takes in the other's runs and keeps the newest `keep` (at least one, at most [`super::MAX_RUNS`]) besides those
+    /// that are pinned here or there.
     ///
     /// # Errors
     /// [`MergeError::Identity`] if they are not of the same image and workload.
@@ -37,8 +39,13 @@ impl Profile {
         for mut run in self.runs.drain(..).chain(other.runs) {
             run.normalise();
             match runs.get_mut(&run.id) {
-                Some(kept) if greater(&run, kept) => *kept = run,
-                Some(_) => {}
+                Some(kept) => {
+                    let pinned = kept.pinned || run.pinned;
+                    if greater(&run, kept) {
+                        *kept = run;
+                    }
+                    kept.pinned = pinned;
+                }
                 None => {
                     runs.insert(run.id.clone(), run);
                 }
@@ -46,8 +53,21 @@ impl Profile {
         }
         self.runs.extend(runs.into_values());
         self.runs.sort_by(newest_first);
-        self.runs.truncate(keep.clamp(1, super::MAX_RUNS));
+        self.keep_newest(keep);
         Ok(())
+    }
+
+    /// Drops the oldest runs that are not pinned. Where nearly all are, the oldest pinned one gives way: a new start is
+    /// always learned.
+    fn keep_newest(&mut self, keep: usize) {
+        let mut pinned = self.pinned().min(super::MAX_RUNS - 1);
+        let mut others = keep.clamp(1, super::MAX_RUNS - pinned);
+        self.runs.retain(|run| {
+            let left = if run.pinned { &mut pinned } else { &mut others };
+            let stays = *left > 0;
+            *left = left.saturating_sub(1);
+            stays
+        });
     }
 
     /// [`Profile::merge`] of a single run of this workload.
@@ -67,7 +87,7 @@ pub(super) fn newest_first(a: &Run, b: &Run) -> Ordering {
     (b.started_ms, &b.id).cmp(&(a.started_ms, &a.id))
 }
 
-/// A total order on runs with one id: by time, then by their text.
+/// A total order on runs with one id: by time, then by their text, whether pinned or not.
 fn greater(a: &Run, b: &Run) -> bool {
     a.started_ms
         .cmp(&b.started_ms)
@@ -77,5 +97,9 @@ fn greater(a: &Run, b: &Run) -> bool {
 
 fn text(run: &Run) -> String {
     // Plain structs with string keys: serialising them cannot fail, and an equal empty text would only keep ours.
-    serde_json::to_string(run).unwrap_or_default()
+    let unpinned = Run {
+        pinned: false,
+        ..run.clone()
+    };
+    serde_json::to_string(&unpinned).unwrap_or_default()
 }

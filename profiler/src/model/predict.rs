@@ -5,16 +5,27 @@
 //! never counts against a page. With a decay of 0.6 and a threshold of 0.25, a page that one run touched first
 //! is predicted at once (its share is never below 1 - 0.6), one that was touched always is dropped after three runs
 //! without it, and one that was touched once after two.
+//!
+//! Pinned runs do not age: among themselves they weigh the same, and a page is as probable as the pinned runs or the
+//! others make it, whichever is more.
+
+mod sweep;
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{FileTouches, Identity, Profile, Run};
 use crate::{Digest, protocol::Access};
+use sweep::{ranges_of, union};
 
 /// Weight of a run relative to the next newer one.
 const DECAY: f64 = 0.6;
 /// What is less probable is not predicted.
 const THRESHOLD: f64 = 0.25;
+/// What is at least this probable is brought in the order of need.
+const LIKELY: f64 = 0.5;
+/// By how much later than its first touch the less probable is brought, in microseconds: it must not hold up what is
+/// certain and needed a little later. At 1 Gbit/s that is 25 MB, about what a start needs in all.
+const UNLIKELY_WAIT_US: i64 = 200_000;
 /// Weight of an image's start relative to the next newer one, when its workloads are weighed against each other.
 const WORKLOAD_DECAY: f64 = 0.8;
 /// A workload with less than this share of an image's last starts is not predicted while the command is unknown: one
@@ -68,6 +79,18 @@ impl PredictedRange {
     pub const fn end(&self) -> u64 {
         self.page.saturating_add(self.pages as u64)
     }
+
+    /// The place in the order in which ranges are brought, in microseconds from the first exec: the expected first
+    /// touch, or [`UNLIKELY_WAIT_US`] after it where the touch is less probable than not. So of two ranges needed
+    /// within that time of each other, the unlikely one never comes before the likely one.
+    #[must_use]
+    pub fn due_us(&self) -> i64 {
+        if self.probability < LIKELY {
+            self.at_us.saturating_add(UNLIKELY_WAIT_US)
+        } else {
+            self.at_us
+        }
+    }
 }
 
 impl Prediction {
@@ -82,6 +105,16 @@ impl Prediction {
 /// workloads, those among the last starts count, each page by the workload that needs it most.
 #[must_use]
 pub fn predict(profiles: &[Profile]) -> Prediction {
+    predict_above(profiles, WORKLOAD_THRESHOLD)
+}
+
+/// Like [`predict`] where it is known that these workloads are what starts: none is left out, however rare it was.
+#[must_use]
+pub fn predict_known(profiles: &[Profile]) -> Prediction {
+    predict_above(profiles, 0.0)
+}
+
+fn predict_above(profiles: &[Profile], least_share: f64) -> Prediction {
     let mut workloads: BTreeMap<&Identity, Profile> = BTreeMap::new();
     for profile in profiles {
         match workloads.get_mut(&profile.identity) {
@@ -96,7 +129,7 @@ pub fn predict(profiles: &[Profile]) -> Prediction {
     let mut files: BTreeMap<(String, Option<Digest>), PredictedFile> = BTreeMap::new();
     let (mut found, mut missing) = (HashMap::new(), HashMap::new());
     for (profile, share) in workloads.values().zip(shares) {
-        if share < WORKLOAD_THRESHOLD {
+        if share < least_share && profile.pinned() == 0 {
             continue;
         }
         for file in files_of(profile) {
@@ -163,21 +196,30 @@ fn shares<'a>(profiles: impl Iterator<Item = &'a Profile> + Clone) -> Vec<f64> {
 /// The touches of one file by the number of their run, newest first.
 type Touching<'a> = Vec<(usize, &'a FileTouches)>;
 
+/// The files of a profile; those that pinned runs and others touched may come twice.
 fn files_of(profile: &Profile) -> Vec<PredictedFile> {
+    let (pinned, others): (Vec<&Run>, Vec<&Run>) = profile.runs.iter().partition(|r| r.pinned);
+    let mut files = files_by(&pinned, |_| 1.0);
+    files.append(&mut files_by(&others, |weight| weight * DECAY));
+    files
+}
+
+/// What these runs (newest first) predict, each weighing what `next` makes of the weight of the one before it.
+fn files_by(runs: &[&Run], next: fn(f64) -> f64) -> Vec<PredictedFile> {
     let mut seen: BTreeMap<_, Touching<'_>> = BTreeMap::new();
-    for (at, run) in profile.runs.iter().enumerate() {
+    for (at, run) in runs.iter().enumerate() {
         for file in &run.files {
             seen.entry((file.path.as_str(), file.content))
                 .or_default()
                 .push((at, file));
         }
     }
-    let weights: Vec<f64> = std::iter::successors(Some(1.0), |weight| Some(weight * DECAY))
-        .take(profile.runs.len())
+    let weights: Vec<f64> = std::iter::successors(Some(1.0), |weight| Some(next(*weight)))
+        .take(runs.len())
         .collect();
     seen.into_values()
         .filter_map(|touches| {
-            let ranges = ranges_of(&profile.runs, &weights, &touches);
+            let ranges = ranges_of(runs, &weights, &touches);
             // Newest first, as the runs are.
             let newest = touches.first()?.1;
             (!ranges.is_empty()).then(|| PredictedFile {
@@ -189,140 +231,4 @@ fn files_of(profile: &Profile) -> Vec<PredictedFile> {
             })
         })
         .collect()
-}
-
-/// One sweep over the bounds of all runs' ranges of a file; each run's are disjoint and sorted.
-fn ranges_of(
-    runs: &[Run],
-    weights: &[f64],
-    touches: &[(usize, &FileTouches)],
-) -> Vec<PredictedRange> {
-    let mut bounds: Vec<u64> = (touches.iter())
-        .flat_map(|(_, file)| file.ranges.iter().flat_map(|r| [r.page, r.end()]))
-        .collect();
-    bounds.sort_unstable();
-    bounds.dedup();
-    // What the complete runs weigh: each counts against every page that it did not touch.
-    let complete: f64 = runs
-        .iter()
-        .zip(weights)
-        .filter(|(run, _)| run.is_complete())
-        .map(|(_, w)| w)
-        .sum();
-    let mut cursors = vec![0_usize; touches.len()];
-    let mut times: Vec<(i64, f64)> = Vec::with_capacity(touches.len());
-    let mut out: Vec<PredictedRange> = Vec::new();
-    for pair in bounds.windows(2) {
-        let (from, to) = (pair[0], pair[1]);
-        times.clear();
-        let (mut touched, mut all, mut access) = (0.0, complete, None);
-        for ((at, file), cursor) in touches.iter().zip(&mut cursors) {
-            while file
-                .ranges
-                .get(*cursor)
-                .is_some_and(|range| range.end() <= from)
-            {
-                *cursor += 1;
-            }
-            let Some(range) = file.ranges.get(*cursor).filter(|range| range.page <= from) else {
-                continue;
-            };
-            touched += weights[*at];
-            if !runs[*at].is_complete() {
-                all += weights[*at];
-            }
-            access = access.or(Some(range.access));
-            times.push((range.at_us, weights[*at]));
-        }
-        let (Some(access), probability) = (access, touched / all) else {
-            continue;
-        };
-        if probability < THRESHOLD {
-            continue;
-        }
-        let at_us = median(&mut times, touched);
-        push(&mut out, from, to, at_us, access, probability.min(1.0));
-    }
-    out
-}
-
-/// The time before which half of the weight was touched.
-fn median(times: &mut [(i64, f64)], sum: f64) -> i64 {
-    times.sort_unstable_by_key(|(at_us, _)| *at_us);
-    let mut passed = 0.0;
-    for (at_us, weight) in times.iter() {
-        passed += weight;
-        if passed * 2.0 >= sum {
-            return *at_us;
-        }
-    }
-    times.last().map_or(0, |(at_us, _)| *at_us)
-}
-
-fn push(
-    out: &mut Vec<PredictedRange>,
-    mut from: u64,
-    to: u64,
-    at_us: i64,
-    access: Access,
-    probability: f64,
-) {
-    while from < to {
-        let pages = u32::try_from(to - from).unwrap_or(u32::MAX);
-        let piece = PredictedRange {
-            page: from,
-            pages,
-            at_us,
-            access,
-            probability,
-        };
-        from = piece.end();
-        match out.last_mut() {
-            Some(last)
-                if last.end() == piece.page
-                    && last.at_us == at_us
-                    && last.access == access
-                    && last.probability.total_cmp(&probability).is_eq()
-                    && last.pages.checked_add(pages).is_some() =>
-            {
-                last.pages += pages;
-            }
-            _ => out.push(piece),
-        }
-    }
-}
-
-/// Disjoint ranges over both; where they overlap, the more probable one's.
-fn union(a: &[PredictedRange], b: &[PredictedRange]) -> Vec<PredictedRange> {
-    let mut bounds: Vec<u64> = a.iter().chain(b).flat_map(|r| [r.page, r.end()]).collect();
-    bounds.sort_unstable();
-    bounds.dedup();
-    let mut out = Vec::with_capacity(a.len() + b.len());
-    let (mut next_a, mut next_b) = (0, 0);
-    for pair in bounds.windows(2) {
-        let (from, to) = (pair[0], pair[1]);
-        let best = match (at(a, &mut next_a, from), at(b, &mut next_b, from)) {
-            (Some(a), Some(b)) if b.probability > a.probability => Some(b),
-            (Some(a), _) => Some(a),
-            (None, b) => b,
-        };
-        if let Some(best) = best {
-            push(
-                &mut out,
-                from,
-                to,
-                best.at_us,
-                best.access,
-                best.probability,
-            );
-        }
-    }
-    out
-}
-
-fn at<'a>(ranges: &'a [PredictedRange], next: &mut usize, page: u64) -> Option<&'a PredictedRange> {
-    while ranges.get(*next).is_some_and(|range| range.end() <= page) {
-        *next += 1;
-    }
-    ranges.get(*next).filter(|range| range.page <= page)
 }

@@ -32,6 +32,7 @@ fn run(number: u64, files: Vec<FileTouches>) -> Run {
         level: Level::Tracepoints,
         lost: 0,
         cut: false,
+        pinned: false,
         layers: vec![Digest::of(b"layer")],
         execs: vec![RunExec {
             at_us: 0,
@@ -124,6 +125,23 @@ fn what_one_run_touched_leaves_after_two_without_it() {
 }
 
 #[test]
+fn whatever_a_profile_claims_is_gone_after_three_starts_that_do_not_need_it() {
+    for level in [Level::Tracepoints, Level::Add] {
+        let claim = |number| {
+            let mut claim = run(number, vec![file("claimed", vec![touched(0, 1 << 20, 0)])]);
+            claim.level = level;
+            claim
+        };
+        let mut profile = profile((0..MAX_RUNS as u64).map(claim).collect());
+        for number in 100..103 {
+            assert!(predicted_paths(&profile).contains(&"claimed".to_owned()));
+            profile.add(run(number, vec![]), MAX_RUNS);
+        }
+        assert!(predicted_paths(&profile).is_empty(), "{level:?}");
+    }
+}
+
+#[test]
 fn runs_that_could_not_see_everything_age_nothing() {
     let mut profile = profile(vec![run(0, vec![file("kept", vec![touched(0, 1, 0)])])]);
     for number in 1..7 {
@@ -136,6 +154,65 @@ fn runs_that_could_not_see_everything_age_nothing() {
         profile.add(blind, 8);
     }
     assert_eq!(predicted_paths(&profile), ["kept"]);
+}
+
+#[test]
+fn pinned_runs_stay_and_count_fully_and_new_ones_are_learned_beside_them() {
+    let once = |path, number| run(number, vec![file(path, vec![touched(0, 1, 0)])]);
+    let mut profile = profile(vec![once("kept", 0), once("kept", 1)]);
+    profile.set_pinned(true);
+    for number in 2..20 {
+        profile.add(once("new", number), 3);
+    }
+    let ids: Vec<u64> = profile
+        .runs
+        .iter()
+        .map(|run| run.started_ms % 100)
+        .collect();
+    assert_eq!(ids, [19, 18, 17, 1, 0]);
+    assert_eq!((profile.pinned(), profile.runs.len()), (2, 5));
+    let certain = |profile: &Profile| -> Vec<_> {
+        let files = predict(std::slice::from_ref(profile)).files;
+        files
+            .into_iter()
+            .map(|file| (file.path, file.ranges[0].probability))
+            .collect()
+    };
+    let both = [("kept".to_owned(), 1.0), ("new".to_owned(), 1.0)];
+    assert_eq!(certain(&profile), both);
+    profile.set_pinned(false);
+    assert_eq!(predicted_paths(&profile), ["new"]);
+}
+
+#[test]
+fn a_new_start_is_learned_however_much_is_pinned() {
+    let mut profile = profile(
+        (0..MAX_RUNS as u64)
+            .map(|number| run(number, vec![]))
+            .collect(),
+    );
+    profile.set_pinned(true);
+    profile.add(run(100, vec![]), 8);
+    assert_eq!(
+        (profile.pinned(), profile.runs.len()),
+        (MAX_RUNS - 1, MAX_RUNS)
+    );
+    assert!(!profile.runs[0].pinned);
+    Profile::from_json(profile.to_json().as_bytes()).unwrap();
+}
+
+#[test]
+fn a_pinned_workload_is_predicted_however_rarely_it_starts() {
+    let mut rare = Profile::new(Identity::new(
+        "registry:5000/python:3",
+        &["sh".to_owned()],
+        &[],
+    ));
+    rare.add(run(0, vec![file("bin/sh", vec![touched(0, 1, 0)])]), 8);
+    let often = profile((1..40).map(|number| run(number, vec![])).collect());
+    assert!(predict(&[rare.clone(), often.clone()]).is_empty());
+    rare.set_pinned(true);
+    assert_eq!(predict(&[rare, often]).files.len(), 1);
 }
 
 #[test]
@@ -375,7 +452,9 @@ prop_compose! {
                  files in proptest::collection::vec(any_file(), 0..5),
                  found in proptest::collection::vec("/[a-c]", 0..3),
                  missing in proptest::collection::vec("/[a-c]", 0..3)) -> Run {
-        Run { started_ms, level, lost, found, missing, ..run(number, files) }
+        // Pins are one machine's: copies of a run agree on them.
+        let pinned = number % 3 == 0;
+        Run { started_ms, level, lost, pinned, found, missing, ..run(number, files) }
     }
 }
 
@@ -455,7 +534,7 @@ proptest! {
         prop_assert_eq!(merged(&ab, &c), merged(&a, &merged(&b, &c)));
         prop_assert_eq!(&merged(&ab, &ab), &ab);
         prop_assert_eq!(&merged(&ab, &b), &ab);
-        prop_assert!(ab.runs.len() <= keep);
+        prop_assert!(ab.runs.len() - ab.pinned() <= keep);
     }
 
     #[test]
@@ -465,7 +544,12 @@ proptest! {
 
     #[test]
     fn damaged_profiles_never_panic_and_what_is_read_can_be_used(text in mutated()) {
+        let bundle = [b"{\"bundle\": 1, \"profiles\": [".as_slice(), &text, b"]}"].concat();
+        let passed_on = crate::profiles::bundle::read(&bundle, u64::MAX);
         if let Ok(mut profile) = Profile::from_json(&text) {
+            let mut unpinned = profile.clone();
+            unpinned.set_pinned(false);
+            prop_assert_eq!(passed_on.unwrap(), [unpinned]);
             let prediction = predict(std::slice::from_ref(&profile));
             for file in prediction.files {
                 prop_assert!(file.ranges.iter().all(|range| range.pages > 0 && range.end() <= MAX_PAGE));

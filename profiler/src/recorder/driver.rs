@@ -27,7 +27,7 @@ const MANY: usize = 1024;
 pub enum Output {
     /// The programs are attached: the answer to [`StoreEvent::Mounted`] with this number.
     Attached(u64),
-    /// A container is being recorded, and this is who it is.
+    /// A container is being recorded, and this is who it is and what it runs.
     Known(Container),
     /// A container is done.
     Trace(Box<Trace>),

@@ -81,7 +81,12 @@ impl Recording {
         }
     }
 
-    pub(super) fn identify(&mut self, identity: Identity, lost_before: u64) {
+    /// It became known who it is. Where the engine's files do not tell its command, that is its first exec.
+    pub(super) fn identify(&mut self, mut identity: Identity, lost_before: u64) {
+        let command = &mut identity.container.command;
+        if command.is_empty() {
+            command.extend(self.execs.first().map(|(_, exec)| exec.path.clone()));
+        }
         self.slots = identity.container.slots.iter().copied().collect();
         self.overlay = Some(identity.overlay);
         self.lost_before = lost_before;
@@ -163,13 +168,10 @@ impl Recording {
         let Container {
             id,
             image,
-            mut command,
+            command,
             labels,
             slots,
         } = self.identity?.container;
-        if command.is_empty() {
-            command.extend(self.execs.first().map(|(_, exec)| exec.path.clone()));
-        }
         let mut touches: Vec<Touch> = self
             .touches
             .into_iter()

@@ -13,6 +13,7 @@ use bench::{Bench, HOST_CGROUP, HOST_NS, Made, host, pages};
 use super::{Action, Bounds, Input};
 use crate::{
     attribution::View,
+    protocol::Started,
     witness::{Event, Origin, Watched},
 };
 
@@ -101,6 +102,60 @@ fn a_start_from_mount_to_exit() {
             .actions
             .contains(&Action::Unwatch(Watched::MountNamespace(503)))
     );
+}
+
+#[test]
+fn who_starts_and_what_is_known_long_before_the_start_is_over() {
+    let mut bench = Bench::new();
+    let (told, silent) = (Made::new(1, &[8, 7]), Made::new(2, &[8, 7]));
+    bench.mount(&[8, 7]);
+    bench.mount(&[8, 7]);
+    bench.show(told.pid(), told.view());
+    bench.exec(told.origin(told.pid(), 1100), "/bin/app");
+    bench.exec(told.origin(told.pid(), 1110), "/bin/child");
+    assert!(known(&bench).is_empty(), "nobody was asked yet");
+    let mut identity = told.identity();
+    identity.container.command = vec!["app".to_owned(), "--password=x".to_owned()];
+    let candidate = bench.candidates.pop().unwrap().id;
+    bench.apply(Input::Identified {
+        candidate,
+        identity: Some(identity),
+    });
+    let app = ["app".to_owned(), "--password=x".to_owned()];
+    let expected = Started {
+        slots: vec![8, 7],
+        image: "image1".to_owned(),
+        workload: crate::model::workload(&app),
+    };
+    assert_eq!(known(&bench), [expected]);
+    assert!(bench.traces.is_empty());
+
+    // The engine's files do not tell: the same label as its trace will have.
+    bench.start(&silent, 1200);
+    bench.tick(60_000);
+    let trace = (bench
+        .traces
+        .iter()
+        .find(|trace| trace.container.image == "image2"))
+    .unwrap();
+    let started = &known(&bench)[1];
+    assert_eq!(*started, Started::of(&trace.container));
+    assert_eq!(
+        started.workload,
+        crate::model::workload(&["/bin/app".to_owned()])
+    );
+    assert_eq!(known(&bench).len(), 2, "each is said once");
+    let said = serde_json::to_string(&known(&bench)).unwrap();
+    assert!(!said.contains("password"), "{said}");
+}
+
+/// What the store is told of those who started.
+fn known(bench: &Bench) -> Vec<Started> {
+    let known = |action: &Action| match action {
+        Action::Known(container) => Some(Started::of(container)),
+        _ => None,
+    };
+    bench.actions.iter().filter_map(known).collect()
 }
 
 #[test]

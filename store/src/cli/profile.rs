@@ -1,7 +1,10 @@
-//! `forelayer profile`: record, list, show, delete.
+//! `forelayer profile`: record, list, show, diff, export, import, pin, unpin, delete.
 //!
-//! All but `record` work on the files themselves, whether a store runs or not.
+//! All but `record` work on the files themselves, whether a store runs or not: it looks at the directory anew before
+//! each prediction, and all writers take the directory's lock.
 
+mod compare;
+mod pass;
 mod text;
 
 use std::{path::Path, process::ExitCode};
@@ -13,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::record;
 
-/// Record, list, show and delete profiles: what starts of containers touched, and so what is fetched ahead.
+/// Record, list, show, compare, pass on, pin and delete profiles: what starts of containers touched, and so what is fetched ahead.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -25,6 +28,11 @@ enum Command {
     Record(record::Args),
     List(List),
     Show(Show),
+    Diff(compare::Args),
+    Export(pass::Export),
+    Import(pass::Import),
+    Pin(Pin),
+    Unpin(Unpin),
     Delete(Delete),
 }
 
@@ -52,6 +60,34 @@ struct Show {
     files: usize,
 }
 
+/// Pin profiles: the runs that they hold stay, however many newer starts there are, and count fully.
+///
+/// Later starts are still recorded, beside them. The pin is kept in the profile's file (`pinned` of each run).
+///
+/// Example: forelayer profile pin registry.example/python:3
+#[derive(Debug, clap::Args)]
+struct Pin {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Unpin profiles: their runs age like all others.
+#[derive(Debug, clap::Args)]
+struct Unpin {
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Files of `forelayer profile list`, their beginnings, or images' names
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Delete profiles: the next start is not predicted, and learned anew.
 #[derive(Debug, clap::Args)]
 struct Delete {
@@ -71,6 +107,11 @@ pub(super) async fn run(args: &Args, config: &Config) -> anyhow::Result<ExitCode
         Command::Record(args) => record::run(args, config).await,
         Command::List(args) => list(args, config),
         Command::Show(args) => show(args, config),
+        Command::Diff(args) => compare::run(args, config),
+        Command::Export(args) => pass::export(args, config),
+        Command::Import(args) => pass::import(args, config),
+        Command::Pin(args) => pin(&args.which, true, config),
+        Command::Unpin(args) => pin(&args.which, false, config),
         Command::Delete(args) => delete(args, config),
     }
 }
@@ -126,18 +167,48 @@ fn show(args: &Show, config: &Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn delete(args: &Delete, config: &Config) -> anyhow::Result<ExitCode> {
+fn pin(args: &Which, pinned: bool, config: &Config) -> anyhow::Result<ExitCode> {
     let mut dir = open(config)?;
-    let mut files = Vec::new();
-    if args.all {
-        files.extend(dir.list().into_iter().map(|listed| listed.file));
+    let files = all_named(&dir, &args.names)?;
+    let done = if pinned { "pinned" } else { "unpinned" };
+    let mut changed: Vec<Value> = Vec::new();
+    for file in files {
+        let runs = match dir.pin(&file, pinned) {
+            Ok(runs) => runs,
+            Err(error) => {
+                let before: Vec<_> = changed.iter().map(|entry| &entry["file"]).collect();
+                bail!("{error}; {done} before: {before:?}");
+            }
+        };
+        if !args.json {
+            println!("{done} {file} ({runs} runs)");
+        }
+        changed.push(json!({"file": file, "runs": runs}));
     }
-    // All names are looked at before anything is deleted.
-    for name in &args.names {
+    if args.json {
+        println!("{}", json!({done: changed}));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The files that the names mean, each once, in order; all names are looked at before anything is done.
+fn all_named(dir: &ProfileDir, names: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    for name in names {
         files.extend(dir.named(within(name, dir.dir()))?);
     }
     files.sort();
     files.dedup();
+    Ok(files)
+}
+
+fn delete(args: &Delete, config: &Config) -> anyhow::Result<ExitCode> {
+    let mut dir = open(config)?;
+    let files = if args.all {
+        dir.list().into_iter().map(|listed| listed.file).collect()
+    } else {
+        all_named(&dir, &args.names)?
+    };
     let mut deleted = Vec::new();
     for file in files {
         if let Err(error) = dir.delete(&file) {

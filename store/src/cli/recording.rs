@@ -7,7 +7,7 @@ use forelayer::{
     control::{Client, ClientError},
 };
 use forelayer_profiler::{
-    protocol::{Level, StoreEvent},
+    protocol::{Container, Level, Started, StoreEvent},
     recorder::Bounds,
     witness::{Witness, WitnessError},
 };
@@ -93,6 +93,16 @@ pub(super) fn answer(client: &Client, window: u64) {
     tokio::spawn(async move {
         if let Err(error) = client.attached(window).await {
             tracing::debug!(window, %error, "the store was not told that the programs are attached");
+        }
+    });
+}
+
+/// Tells the store who started, so that it can narrow what it fetches; one that is away loses nothing by not knowing.
+pub(super) fn started(client: &Client, container: &Container) {
+    let (client, started) = (client.clone(), Started::of(container));
+    tokio::spawn(async move {
+        if let Err(error) = client.started(&started).await {
+            tracing::debug!(image = started.image, %error, "the store was not told who started");
         }
     });
 }

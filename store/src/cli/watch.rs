@@ -121,12 +121,15 @@ async fn speak(client: Client, mut outputs: mpsc::Receiver<Output>) {
         tokio::select! {
             output = outputs.recv(), if open => match output {
                 Some(Output::Attached(window)) => recording::answer(&client, window),
-                Some(Output::Known(container)) => tracing::info!(
-                    image = container.image,
-                    id = container.id,
-                    command = container.command.join(" "),
-                    "recording a start"
-                ),
+                Some(Output::Known(container)) => {
+                    recording::started(&client, &container);
+                    tracing::info!(
+                        image = container.image,
+                        id = container.id,
+                        command = container.command.join(" "),
+                        "recording a start"
+                    );
+                }
                 Some(Output::Trace(trace)) => {
                     if waiting.len() >= WAITING {
                         waiting.pop_front();

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use forelayer_profiler::protocol::{Attached, StoreEvent, Trace};
+use forelayer_profiler::protocol::{Attached, Started, StoreEvent, Trace};
 use reqwest::{Method, Response};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -90,6 +90,13 @@ impl Client {
     /// Answers [`StoreEvent::Mounted`].
     pub async fn attached(&self, window: u64) -> Result<(), ClientError> {
         self.post_json::<_, serde_json::Value>("/v1/witness/attached", &Attached { window })
+            .await
+            .map(|_| ())
+    }
+
+    /// Says who started.
+    pub async fn started(&self, started: &Started) -> Result<(), ClientError> {
+        self.post_json::<_, serde_json::Value>("/v1/witness/started", started)
             .await
             .map(|_| ())
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use forelayer_profiler::protocol::{Attached, Trace};
+use forelayer_profiler::protocol::{Attached, Started, Trace};
 use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combinators::BoxBody};
 use hyper::{
@@ -40,6 +40,8 @@ type Body = BoxBody<Bytes, Infallible>;
 pub trait Backend: Send + Sync + 'static {
     /// What is served, and how much of it is here.
     fn status(&self) -> Status;
+    /// A container started, and its command is known. Does not wait.
+    fn started(&self, started: Started);
     /// Takes a trace into its profile.
     fn take_in(&self, trace: Trace) -> BoxFuture<'static, Result<RunSummary, String>>;
     /// Fetches an image ahead; progress comes until `finished`.
@@ -163,6 +165,7 @@ impl Server {
             (Page::Control, &Method::GET, "/v1/status") => Ok(json(&self.backend.status())),
             (Page::Control, &Method::GET, "/v1/witness/events") => self.events(),
             (Page::Control, &Method::POST, "/v1/witness/attached") => self.attached(request).await,
+            (Page::Control, &Method::POST, "/v1/witness/started") => self.started(request).await,
             (Page::Control, &Method::POST, "/v1/traces") => self.traces(request).await,
             (Page::Control, &Method::POST, "/v1/prefetch") => self.prefetch(request).await,
             (Page::Control, &Method::POST, "/v1/background") => self.background(request).await,
@@ -195,6 +198,11 @@ impl Server {
     async fn attached(&self, request: Request<Incoming>) -> Answer {
         let attached: Attached = body(request).await?;
         self.hub.attached(attached.window);
+        Ok(json(&serde_json::json!({})))
+    }
+
+    async fn started(&self, request: Request<Incoming>) -> Answer {
+        self.backend.started(body(request).await?);
         Ok(json(&serde_json::json!({})))
     }
 

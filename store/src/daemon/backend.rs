@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use forelayer_profiler::protocol::Trace;
+use forelayer_profiler::protocol::{Started, Trace};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
@@ -73,6 +73,10 @@ impl server::Backend for Backend {
             background_paused: self.paused.load(Ordering::Relaxed),
             images: self.images.images().iter().map(image).collect(),
         }
+    }
+
+    fn started(&self, started: Started) {
+        self.prefetcher.started(started);
     }
 
     fn take_in(&self, trace: Trace) -> BoxFuture<'static, Result<RunSummary, String>> {

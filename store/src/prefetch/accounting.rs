@@ -36,6 +36,8 @@ struct Start {
     slots: Vec<u32>,
     predicted: HashMap<ChunkKey, u64>,
     undecided: HashSet<ChunkKey>,
+    /// Of the predicted ones, those that the plan gave up: not predicted unless they came all the same.
+    given_up: HashSet<ChunkKey>,
     mounts: u32,
     traces: u32,
     touched: Instant,
@@ -81,8 +83,27 @@ impl Books {
             if start.predicted.insert(*chunk, *bytes).is_none() {
                 start.undecided.insert(*chunk);
             }
+            start.given_up.remove(chunk);
         }
         closed
+    }
+
+    /// The plan of an open start now holds `chunks` only, of what was not here yet.
+    pub fn narrowed(&mut self, slots: &[u32], chunks: &HashMap<ChunkKey, u64>) {
+        let slots = sorted(slots);
+        let Some(start) = self.open.iter_mut().find(|start| start.slots == slots) else {
+            return;
+        };
+        for (chunk, bytes) in chunks {
+            if start.predicted.insert(*chunk, *bytes).is_none() {
+                start.undecided.insert(*chunk);
+            }
+        }
+        let given_up = start
+            .predicted
+            .keys()
+            .filter(|chunk| !chunks.contains_key(chunk));
+        start.given_up = given_up.copied().collect();
     }
 
     /// A container of these layers was mounted: a trace may follow.
@@ -122,6 +143,15 @@ impl Books {
                 .count() as u64,
             ..Account::default()
         };
+        if let Some(start) = self.open.iter_mut().find(|start| start.slots == slots) {
+            for chunk in std::mem::take(&mut start.given_up) {
+                let brought = |arrival: &Arrival| arrival.lane == Lane::Predicted;
+                if !arrivals.get(&chunk).is_some_and(brought) {
+                    start.predicted.remove(&chunk);
+                    start.undecided.remove(&chunk);
+                }
+            }
+        }
         // A chunk that another image's plan brought is used just the same.
         for start in &mut self.open {
             for (chunk, bytes) in touched {
@@ -190,6 +220,7 @@ impl Books {
                     slots,
                     predicted: HashMap::new(),
                     undecided: HashSet::new(),
+                    given_up: HashSet::new(),
                     mounts: 0,
                     traces: 0,
                     touched: now,
@@ -344,6 +375,50 @@ mod tests {
         assert_eq!(counted(&metrics), [1, 2, 1]);
         assert!(!books.is_open(1));
         assert!(books.next().is_none());
+    }
+
+    #[test]
+    fn what_a_plan_gave_up_was_not_predicted_unless_it_came_all_the_same() {
+        let Case {
+            mut books,
+            metrics,
+            now,
+        } = case();
+        books.planned(&[1], &chunks(&[1, 2, 3, 4]), now);
+        books.mounted(&[1], now);
+        // 1 is wanted still and 5 is new; 2 was here already, 3 is on its way, 4 was not asked for yet.
+        books.narrowed(&[1], &chunks(&[1, 5]));
+        let arrivals = [1, 2, 3, 5].map(|chunk| {
+            let lane = Lane::Predicted;
+            let late = false;
+            ((1, chunk), Arrival { chunk, lane, late })
+        });
+        let touched = chunks(&[1, 2, 5]);
+        let (account, _) = books.trace(&[1], &touched, &HashMap::from(arrivals), now);
+        assert_eq!((account.used, account.unused), (3, vec![(1, 3)]));
+        assert_eq!(account.predicted_bytes, 400);
+        assert_eq!(counted(&metrics), [3, 0, 1]);
+    }
+
+    #[test]
+    fn what_a_plan_gave_up_and_a_reader_waited_for_is_a_miss() {
+        let Case {
+            mut books,
+            metrics,
+            now,
+        } = case();
+        books.planned(&[1], &chunks(&[1, 2]), now);
+        books.mounted(&[1], now);
+        books.narrowed(&[1], &chunks(&[]));
+        let missed = Arrival {
+            chunk: 2,
+            lane: Lane::Demand,
+            late: false,
+        };
+        let arrivals = HashMap::from([((1, 2), missed)]);
+        let (account, _) = books.trace(&[1], &chunks(&[2]), &arrivals, now);
+        assert_eq!((account.demanded, account.used, account.late), (1, 0, 0));
+        assert_eq!(counted(&metrics), [0, 0, 0]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The owner of profiles and open plans: one thread that hears of pulls, mounts, traces and requests, and starts what
-//! follows from them.
+//! The owner of profiles and open plans: one thread that hears of pulls, mounts, starts, traces and requests, and does
+//! what follows from them.
 //!
 //! Invariant: the handle's methods never wait for it ([`Prefetcher::resolved`] and [`Prefetcher::mounted`] are called
 //! where an engine waits); it does no network I/O itself.
@@ -16,7 +16,7 @@ use std::{
 
 use forelayer_profiler::{
     profiles::{ProfileDir, ProfileError},
-    protocol::Trace,
+    protocol::{Started, Trace},
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
@@ -232,6 +232,11 @@ impl Prefetcher {
         if !self.send(Event::Mounted { slot }) {
             drop(self.names.close(slot));
         }
+    }
+
+    /// A container called its first exec, and its command is known.
+    pub fn started(&self, started: Started) {
+        self.send(Event::Started(started));
     }
 
     /// Takes a trace into its profile.

@@ -1,4 +1,5 @@
-//! A profile's files in an image's layers: by content and path, by content alone (moved), by path alone (rebuilt).
+//! A profile's files in an image's layers: by content and path, by content alone (moved), by path alone (rebuilt); of
+//! another image's profile only those that are certainly the same.
 
 use std::{cell::OnceCell, collections::HashMap, sync::Arc};
 
@@ -34,6 +35,43 @@ impl<'a> Locator<'a> {
         Self {
             layers,
             contents: OnceCell::new(),
+        }
+    }
+
+    /// The layers, top first.
+    #[must_use]
+    pub const fn layers(&self) -> &'a [Arc<Layer>] {
+        self.layers
+    }
+
+    /// Whether some file has this content. An index that is damaged holds nothing.
+    #[must_use]
+    pub fn holds(&self, content: &Digest) -> bool {
+        self.contents()
+            .is_ok_and(|contents| contents.contains_key(content))
+    }
+
+    /// The very file that a profile of another image means: at its path in the same layer, or with its content
+    /// anywhere.
+    ///
+    /// # Errors
+    /// If an index is damaged.
+    pub fn same(
+        &self,
+        path: &str,
+        content: Option<&Digest>,
+        blob: Option<&Digest>,
+    ) -> Result<Option<Place>, IndexError> {
+        let layer = (self.layers.iter()).position(|layer| Some(layer.blob()) == blob);
+        if let Some(at) = layer
+            && let Some((place, found)) = self.at_path(at, path)?
+            && (content.is_none() || found.is_none() || content == found.as_ref())
+        {
+            return Ok(Some(place));
+        }
+        match content {
+            Some(content) => Ok(self.contents()?.get(content).copied()),
+            None => Ok(None),
         }
     }
 

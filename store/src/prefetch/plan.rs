@@ -1,11 +1,17 @@
-//! Prediction -> plan: the chunks under the READ windows of predicted pages, over all layers, first needed first.
+//! Prediction -> plan: the chunks under the READ windows of predicted pages, over all layers, first needed first;
+//! what is less probable than not comes a little later ([`PredictedRange::due_us`]).
+//!
+//! [`PredictedRange::due_us`]: forelayer_profiler::model::PredictedRange::due_us
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
-use forelayer_profiler::model::Prediction;
+use forelayer_profiler::{
+    model::{PredictedFile, Prediction},
+    profiles::Kin,
+};
 
 use super::{
     locate::{Locator, Place},
@@ -43,24 +49,35 @@ pub struct PlannedPages {
     pub node: NodeId,
     /// The bytes, page-aligned but for the end of the file.
     pub bytes: std::ops::Range<u64>,
-    /// When, in microseconds from the first exec.
+    /// Their place in the order, in microseconds from the first exec.
     pub at_us: i64,
 }
 
-/// Plans for an image with these layers, top first. `name` is for logs and status.
+/// Decoded bytes that profiles of other images may have fetched: what a wrong one can cost at most. Larger starts than
+/// this are rare, and their first own run lifts it.
+const SISTER_BYTES: u64 = 256 << 20;
+
+/// Plans for an image with the locator's layers. `name` is for logs and status; `kin` says whose profiles predicted.
 ///
 /// # Errors
 /// If an index is damaged.
 pub fn plan(
     name: &str,
     prediction: &Prediction,
-    layers: &[Arc<Layer>],
+    kin: Kin,
+    locator: &Locator<'_>,
 ) -> Result<Planned, IndexError> {
-    let (needed, mut pages) = needed(prediction, layers)?;
+    let layers = locator.layers();
+    let places = places(&prediction.files, kin, locator)?;
+    let (needed, mut pages) = needed(prediction, &places, layers)?;
     // Stable: pages of one time stay in the order of their files.
     pages.sort_by_key(|pages| pages.at_us);
     let mut bytes = HashMap::new();
     let mut steps = Vec::new();
+    let mut left = match kin {
+        Kin::Own => u64::MAX,
+        Kin::Sister => SISTER_BYTES,
+    };
     for ((slot, number), needed) in needed {
         let layer = &layers[needed.layer];
         let state = layer.cache.state(number);
@@ -72,6 +89,10 @@ pub fn plan(
         };
         // Zeros and what only needs to be proven are made ready too, but nothing is fetched for them.
         if state == ChunkState::Missing && !chunk.zeros {
+            let Some(rest) = left.checked_sub(chunk.len) else {
+                break;
+            };
+            left = rest;
             bytes.insert((slot, number), chunk.len);
         }
         steps.push(PlanStep {
@@ -80,14 +101,7 @@ pub fn plan(
             at_us: needed.at_us,
         });
     }
-    steps.sort_by_key(order);
-    let paths = (prediction
-        .files
-        .iter()
-        .map(|file| format!("/{}", file.path)))
-    .chain(prediction.found.iter().cloned())
-    .chain(prediction.missing.iter().cloned())
-    .collect();
+    let paths = paths(prediction, &places, kin, layers)?;
     Ok(Planned {
         plan: Plan {
             name: name.to_owned(),
@@ -103,44 +117,31 @@ pub fn plan(
 ///
 /// # Errors
 /// If an index is damaged.
-pub fn steps(prediction: &Prediction, layers: &[Arc<Layer>]) -> Result<Vec<PlanStep>, IndexError> {
-    let (needed, _) = needed(prediction, layers)?;
-    let mut steps: Vec<PlanStep> = needed
-        .into_iter()
-        .map(|((_, chunk), needed)| PlanStep {
-            layer: Arc::clone(&layers[needed.layer]),
-            chunk,
-            at_us: needed.at_us,
-        })
-        .collect();
-    steps.sort_by_key(order);
-    Ok(steps)
+pub fn steps(
+    prediction: &Prediction,
+    kin: Kin,
+    locator: &Locator<'_>,
+) -> Result<Vec<PlanStep>, IndexError> {
+    let layers = locator.layers();
+    let places = places(&prediction.files, kin, locator)?;
+    let (needed, _) = needed(prediction, &places, layers)?;
+    let step = |((_, chunk), needed): (ChunkKey, Needed)| PlanStep {
+        layer: Arc::clone(&layers[needed.layer]),
+        chunk,
+        at_us: needed.at_us,
+    };
+    Ok(needed.into_iter().map(step).collect())
 }
 
-/// The chunks under the READ windows of what is predicted, and the predicted pages, in no order.
+/// Chunks with when they are needed, first needed first.
+type InOrder = Vec<(ChunkKey, Needed)>;
+
+/// The chunks under the READ windows of what is predicted, and the predicted pages, these in no order.
 fn needed(
     prediction: &Prediction,
+    places: &[Option<Place>],
     layers: &[Arc<Layer>],
-) -> Result<(HashMap<ChunkKey, Needed>, Vec<PlannedPages>), IndexError> {
-    let locator = Locator::new(layers);
-    let mut places: Vec<Option<Place>> = Vec::with_capacity(prediction.files.len());
-    for file in &prediction.files {
-        places.push(locator.exact(
-            &file.path,
-            file.content.as_ref(),
-            file.size,
-            file.layer.as_ref(),
-        )?);
-    }
-    // A file that changed: what was touched of the old one is the best guess, unless a profile knows the new one.
-    let known: HashSet<Place> = places.iter().flatten().copied().collect();
-    for (file, place) in prediction.files.iter().zip(&mut places) {
-        if place.is_none() {
-            *place = locator
-                .by_path(&file.path)?
-                .filter(|place| !known.contains(place));
-        }
-    }
+) -> Result<(InOrder, Vec<PlannedPages>), IndexError> {
     let mut needed: HashMap<ChunkKey, Needed> = HashMap::new();
     let mut pages = Vec::new();
     for (file, place) in prediction.files.iter().zip(places) {
@@ -150,7 +151,7 @@ fn needed(
             file.ranges.iter().map(|range| Touched {
                 page: range.page,
                 end: range.end(),
-                at_us: range.at_us,
+                at_us: range.due_us(),
                 access: range.access,
             }),
             place.size,
@@ -183,7 +184,68 @@ fn needed(
             }
         }));
     }
+    let mut needed: InOrder = needed.into_iter().collect();
+    needed.sort_by_key(|(key, needed)| (needed.at_us, *key));
     Ok((needed, pages))
+}
+
+/// Where the predicted files are in this image.
+fn places(
+    files: &[PredictedFile],
+    kin: Kin,
+    locator: &Locator<'_>,
+) -> Result<Vec<Option<Place>>, IndexError> {
+    let mut places: Vec<Option<Place>> = Vec::with_capacity(files.len());
+    for file in files {
+        let (content, blob) = (file.content.as_ref(), file.layer.as_ref());
+        places.push(match kin {
+            Kin::Own => locator.exact(&file.path, content, file.size, blob)?,
+            Kin::Sister => locator.same(&file.path, content, blob)?,
+        });
+    }
+    if kin == Kin::Sister {
+        return Ok(places);
+    }
+    // A file that changed: what was touched of the old one is the best guess, unless a profile knows the new one.
+    let known: HashSet<Place> = places.iter().flatten().copied().collect();
+    for (file, place) in files.iter().zip(&mut places) {
+        if place.is_none() {
+            *place = locator
+                .by_path(&file.path)?
+                .filter(|place| !known.contains(place));
+        }
+    }
+    Ok(places)
+}
+
+/// The paths to look up ahead: those of the files, at their new place where they were moved, and the others that the
+/// profiles know. What another image asks for besides its files says nothing of this one.
+fn paths(
+    prediction: &Prediction,
+    places: &[Option<Place>],
+    kin: Kin,
+    layers: &[Arc<Layer>],
+) -> Result<Vec<String>, IndexError> {
+    let mut paths = Vec::with_capacity(prediction.files.len());
+    for (file, place) in prediction.files.iter().zip(places) {
+        let moved = match place {
+            Some(place) => {
+                let index = &layers[place.layer].index;
+                match index.find(file.path.as_bytes())? == Some(place.node) {
+                    true => None,
+                    false => String::from_utf8(index.path(place.node)?).ok(),
+                }
+            }
+            None if kin == Kin::Sister => continue,
+            None => None,
+        };
+        paths.push(format!("/{}", moved.as_ref().unwrap_or(&file.path)));
+    }
+    if kin == Kin::Own {
+        paths.extend_from_slice(&prediction.found);
+        paths.extend_from_slice(&prediction.missing);
+    }
+    Ok(paths)
 }
 
 /// Every chunk that is not here, after those of `first`: what `forelayer prefetch --all` asks for.
@@ -214,11 +276,6 @@ pub fn everything(first: Plan, layers: &[Arc<Layer>]) -> Result<Plan, IndexError
         name: first.name,
         steps,
     })
-}
-
-/// First needed first; what is needed at one time in the order of the blob.
-fn order(step: &PlanStep) -> (i64, u32, u32) {
-    (step.at_us, step.layer.slot, step.chunk)
 }
 
 struct Needed {

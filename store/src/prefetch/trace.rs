@@ -152,6 +152,7 @@ pub fn take_in(
         level: trace.level,
         lost: trace.lost,
         cut: trace.cut,
+        pinned: false,
         layers: digests.clone(),
         execs,
         files,

@@ -121,8 +121,10 @@ impl<P: Processes> Recorder<P> {
             self.by_cgroup.insert(recording.origin.cgroup, id);
         }
         let own_cgroup = identity.own_cgroup.is_some();
-        actions.push(Action::Known(identity.container.clone()));
         recording.identify(identity, mount.lost);
+        if let Some(identity) = &recording.identity {
+            actions.push(Action::Known(identity.container.clone()));
+        }
         self.adopt(id, &origin, own_cgroup);
         // What the engine touched of its layers since it mounted them; of two that start together it is both's.
         let Some(recording) = self.recordings.get_mut(&id) else {

@@ -33,7 +33,10 @@ pub(super) fn list(listed: &[Listed], dir: &Path) -> String {
             Ok(summary) => rows.push([
                 summary.identity.image.clone(),
                 summary.identity.workload.clone(),
-                summary.runs.to_string(),
+                match summary.pinned {
+                    0 => summary.runs.to_string(),
+                    pinned => format!("{}, {pinned} pinned", summary.runs),
+                },
                 time(summary.newest_ms),
                 summary.files.to_string(),
                 human(summary.pages.saturating_mul(PAGE)),
@@ -69,7 +72,7 @@ pub(super) fn profile(path: &Path, profile: &Profile, files: usize) -> String {
         [
             run.id.chars().take(12).collect(),
             time(run.started_ms),
-            format!("{:?}{}", run.level, if run.cut { ", cut" } else { "" }).to_lowercase(),
+            level(run),
             run.files.len().to_string(),
             human(run.pages().saturating_mul(PAGE)),
             run.missing.len().to_string(),
@@ -133,6 +136,14 @@ pub(super) fn profile(path: &Path, profile: &Profile, files: usize) -> String {
     text
 }
 
+fn level(run: &Run) -> String {
+    let mut text = format!("{:?}", run.level).to_lowercase();
+    for (is, word) in [(run.cut, ", cut"), (run.pinned, ", pinned")] {
+        text += if is { word } else { "" };
+    }
+    text
+}
+
 fn unused(run: &Run) -> u64 {
     (run.predicted_unused.iter())
         .flat_map(|file| &file.ranges)
@@ -150,7 +161,7 @@ fn time(ms: u64) -> String {
 }
 
 /// Left-aligned columns two blanks apart; the first row is the head.
-fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+pub(super) fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let widths: [usize; N] = std::array::from_fn(|column| {
         rows.iter()
             .map(|row| row[column].chars().count())
@@ -186,6 +197,7 @@ mod tests {
                 level: Level::Kprobes,
                 lost: 3,
                 cut: false,
+                pinned: false,
                 layers: vec![Digest::of(b"layer")],
                 execs: Vec::new(),
                 files: vec![FileTouches {

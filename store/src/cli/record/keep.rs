@@ -32,14 +32,16 @@ pub(super) async fn keep(
     while let Some(output) = outputs.recv().await {
         match output {
             Output::Attached(window) => recording::answer(&client, window),
-            Output::Known(container) if meant(&container) => {
-                progress.send_modify(|p| p.known += 1);
-            }
             Output::Known(container) => {
-                eprintln!(
-                    "forelayer: not counted: a container of {:?} starts too",
-                    container.image
-                );
+                recording::started(&client, &container);
+                if meant(&container) {
+                    progress.send_modify(|p| p.known += 1);
+                } else {
+                    eprintln!(
+                        "forelayer: not counted: a container of {:?} starts too",
+                        container.image
+                    );
+                }
             }
             Output::Trace(mut trace) if meant(&trace.container) => {
                 // The condition is its end.
@@ -129,20 +131,26 @@ mod tests {
         },
         metrics::Metrics,
     };
-    use forelayer_profiler::protocol::Level;
+    use forelayer_profiler::protocol::{Level, Started};
     use futures_util::{FutureExt as _, future::BoxFuture};
     use parking_lot::Mutex;
     use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
     use super::*;
 
-    /// A store that only takes in: image, and whether the start was cut short.
-    #[derive(Default)]
-    struct Store(Arc<Mutex<Vec<(String, bool)>>>);
+    /// A store that only takes in: image, and whether the start was cut short; and hears who started.
+    struct Store(
+        Arc<Mutex<Vec<(String, bool)>>>,
+        mpsc::UnboundedSender<Started>,
+    );
 
     impl Backend for Store {
         fn status(&self) -> Status {
             unreachable!("nobody asks")
+        }
+        fn started(&self, started: Started) {
+            // Nobody may listen any more.
+            let _ = self.1.send(started);
         }
         fn take_in(&self, trace: Trace) -> BoxFuture<'static, Result<RunSummary, String>> {
             self.0.lock().push((trace.container.image, trace.cut));
@@ -186,9 +194,10 @@ mod tests {
         let socket = place.path().join("control.sock");
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let taken = Arc::default();
+        let (hears, mut heard) = mpsc::unbounded_channel();
         let metrics = Arc::new(Metrics::new());
         let server = Server {
-            backend: Arc::new(Store(Arc::clone(&taken))),
+            backend: Arc::new(Store(Arc::clone(&taken), hears)),
             hub: Arc::new(WitnessHub::new(Duration::ZERO, Arc::clone(&metrics))),
             metrics,
         };
@@ -213,6 +222,12 @@ mod tests {
         assert_eq!(*taken.lock(), wanted);
         let Progress { known, done } = *progressed.borrow();
         assert_eq!((known, done), (1, 1));
+        // Each is told on a connection of its own.
+        let mut started = vec![heard.recv().await, heard.recv().await];
+        started.sort_by_key(|started| started.as_ref().map(|s| s.image.clone()));
+        let wanted =
+            ["h/app:1", "h/other:1"].map(|image| Some(Started::of(&trace(image).container)));
+        assert_eq!(started, wanted);
         stop.cancel();
     }
 

@@ -1,5 +1,8 @@
 //! The thread behind the handle.
 
+mod early;
+mod running;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
@@ -10,9 +13,9 @@ use std::{
 };
 
 use forelayer_profiler::{
-    model::{self, UnusedFile, UnusedRange},
-    profiles::ProfileDir,
-    protocol::Trace,
+    model::{self, Prediction, UnusedFile, UnusedRange},
+    profiles::{Kin, ProfileDir},
+    protocol::{Started, Trace},
 };
 use tokio::{
     runtime::Handle,
@@ -28,22 +31,22 @@ use crate::{
     image::Layer,
     prefetch::{
         accounting::{Account, Books, Closed},
-        early::EarlyRequests,
+        locate::Locator,
         plan::{self, ChunkKey, Planned},
         progress::{self, Wanted},
         trace::{self, TakenIn},
         warm::Warmer,
     },
-    registry::Ahead,
 };
+use early::EarlyAnswers;
+use running::Plans;
+pub(super) use running::fetch;
 
 /// An overlay mount asks for its lowers one after the other, and each answer may wait for the witness
 /// (`witness.attach_wait`): this long after the last one the set is complete, if it was not known before.
 const GROUP: Duration = Duration::from_millis(40);
 /// A plan of the same layers is not made again within this time: an engine looks every layer up, then mounts.
 const AGAIN: Duration = Duration::from_secs(10);
-/// What was asked for ahead of a lookup that does not end is let go of after this time.
-const LOOKUP: Duration = Duration::from_secs(30);
 /// What a trace may take beyond its window: detaching, attribution, sending.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -62,6 +65,7 @@ pub(super) enum Event {
     Mounted {
         slot: u32,
     },
+    Started(Started),
     Trace {
         trace: Box<Trace>,
         reply: oneshot::Sender<Result<RunSummary, String>>,
@@ -87,8 +91,19 @@ pub(super) struct Owner {
     group: Option<(Vec<u32>, Instant)>,
     /// When the layers (slots, sorted) were planned last.
     planned: HashMap<Vec<u32>, Instant>,
-    /// What was asked for before its layers were known, by image, until the lookup ends or then.
-    early: HashMap<String, (Option<Ahead>, Instant)>,
+    /// The image that nothing was predicted for last: an engine looks every layer up, and comparing an image with all
+    /// others takes milliseconds.
+    unknown: Option<Unknown>,
+    running: Plans,
+    early: EarlyAnswers,
+}
+
+/// An image that nothing is predicted for as long as the profiles are the same.
+#[derive(PartialEq, Eq)]
+struct Unknown {
+    slots: Vec<u32>,
+    reference: Option<String>,
+    generation: u64,
 }
 
 impl Owner {
@@ -109,7 +124,9 @@ impl Owner {
             books,
             group: None,
             planned: HashMap::new(),
-            early: HashMap::new(),
+            unknown: None,
+            running: Plans::default(),
+            early: EarlyAnswers::default(),
         }
     }
 
@@ -125,6 +142,7 @@ impl Owner {
                 Ok(Event::Mounted { slot }) => self.mounted(slot),
                 Ok(Event::Searched { reference, key }) => self.searched(&reference, &key),
                 Ok(Event::Resolved { reference, layers }) => self.begin(Some(&reference), layers),
+                Ok(Event::Started(started)) => self.started(started),
                 Ok(Event::Trace { trace, reply }) => {
                     // Its own mount is to be counted before it.
                     self.group_complete();
@@ -148,7 +166,7 @@ impl Owner {
             {
                 self.group_complete();
             }
-            self.early.retain(|_, (_, until)| *until > now);
+            self.early.expire(now);
             let closed = self.books.settle(now);
             self.closed(closed);
         }
@@ -156,61 +174,10 @@ impl Owner {
 
     fn deadline(&self) -> Option<Instant> {
         let group = self.group.as_ref().map(|(_, complete)| *complete);
-        let early = self.early.values().map(|(_, until)| *until).min();
-        [group, self.books.next(), early]
+        [group, self.books.next(), self.early.next()]
             .into_iter()
             .flatten()
             .min()
-    }
-
-    /// A registry is being asked for an image: what a pull of it needed last time is asked for too.
-    fn searched(&mut self, reference: &str, key: &Digest) {
-        let config = &self.parts.config;
-        if !config.enabled || config.early_bytes == 0 || self.early.contains_key(reference) {
-            return;
-        }
-        let requests = match EarlyRequests::load(&self.parts.early_dir, reference) {
-            Ok(requests) => requests.filter(|requests| requests.metadata.keys.contains(key)),
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "nothing is asked for before the manifest is there"
-                );
-                None
-            }
-        };
-        let _runtime = self.runtime.enter();
-        let ahead = requests.and_then(|requests| self.parts.lanes.ahead(reference, &requests));
-        // Also that there is nothing: the other layers of the image are looked up in the same moment.
-        let until = Instant::now() + LOOKUP;
-        self.early.insert(reference.to_owned(), (ahead, until));
-    }
-
-    /// Keeps what the next pull of an image asks for first.
-    fn keep_early(&mut self, reference: &str, layers: &[Arc<Layer>]) {
-        let budget = self.parts.config.early_bytes;
-        let Some(metadata) = self
-            .parts
-            .library
-            .metadata(reference)
-            .filter(|_| budget > 0)
-        else {
-            return;
-        };
-        let digests: Vec<Digest> = layers.iter().map(|layer| *layer.blob()).collect();
-        let kept = (self.profiles.find(Some(reference), &digests))
-            .map_err(|error| error.to_string())
-            .and_then(|profiles| {
-                let steps = plan::steps(&model::predict(&profiles), layers)
-                    .map_err(|error| error.to_string())?;
-                EarlyRequests::new(reference, metadata, &steps, budget)
-                    .map_err(|error| error.to_string())?
-                    .store(&self.parts.early_dir)
-                    .map_err(|error| error.to_string())
-            });
-        if let Err(error) = kept {
-            tracing::warn!(error, "the next pull will ask for nothing ahead");
-        }
     }
 
     fn mounted(&mut self, slot: u32) {
@@ -252,19 +219,21 @@ impl Owner {
         let closed = self.books.mounted(&slots, Instant::now());
         self.closed(closed);
         let name = self.name_of(&layers);
+        let slots = self::slots(&layers);
+        if self.running.is_narrowed(&slots) {
+            // What this container runs is not known: the plan has to be made anew, for all workloads.
+            self.planned.remove(&slots);
+        }
         self.begin(name.as_deref(), layers);
+        self.running.mounted(&slots);
     }
 
     /// A start of these layers (top first) is near: predicts, plans and carries out.
     fn begin(&mut self, reference: Option<&str>, layers: Vec<Arc<Layer>>) {
-        let early = reference.and_then(|reference| self.early.remove(reference));
-        let early = early.and_then(|(ahead, _)| ahead);
+        // From here on the plan decides what is asked for next.
+        let early = reference.and_then(|reference| self.early.close(reference));
         if !self.parts.config.enabled || layers.is_empty() {
             return;
-        }
-        if let Some(early) = &early {
-            // From here on the plan decides what is asked for next.
-            early.close();
         }
         let slots = slots(&layers);
         let now = Instant::now();
@@ -272,7 +241,19 @@ impl Owner {
         if self.planned.contains_key(&slots) {
             return;
         }
-        let Some(planned) = self.plan(reference, &layers) else {
+        if let Err(error) = self.profiles.refresh() {
+            tracing::debug!(%error, "profiles that changed are not noticed");
+        }
+        let unknown = Unknown {
+            slots: slots.clone(),
+            reference: reference.map(ToOwned::to_owned),
+            generation: self.profiles.generation(),
+        };
+        if self.unknown.as_ref() == Some(&unknown) {
+            return;
+        }
+        let Some(planned) = self.plan(reference, &layers, None) else {
+            self.unknown = Some(unknown);
             return;
         };
         self.planned.insert(slots.clone(), now);
@@ -291,9 +272,10 @@ impl Owner {
             Arc::clone(&self.warmer),
             self.stop.clone(),
         );
+        let replaced = self.running.begin(&slots, &planned.plan.name);
         let carry_out = async move {
             // Its own task: chunks come while the dentries are warmed.
-            let fetching = tokio::spawn(lanes.predict(planned.plan));
+            let fetching = tokio::spawn(fetch(lanes, planned.plan, replaced));
             match warmer.dentries(layers, planned.paths).await {
                 Ok(lookups) => tracing::debug!(lookups, "names were looked up ahead"),
                 Err(error) => tracing::warn!(
@@ -315,25 +297,17 @@ impl Owner {
         });
     }
 
-    /// What the profiles say of the image; `None` if nothing.
-    fn plan(&mut self, reference: Option<&str>, layers: &[Arc<Layer>]) -> Option<Planned> {
-        let digests: Vec<Digest> = layers.iter().map(|layer| *layer.blob()).collect();
-        let profiles = match self.profiles.find(reference, &digests) {
-            Ok(profiles) => profiles,
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "nothing is predicted"
-                );
-                return None;
-            }
-        };
-        let prediction = model::predict(&profiles);
-        if prediction.is_empty() {
-            return None;
-        }
-        let name = reference.map_or_else(|| profiles[0].identity.image.clone(), ToOwned::to_owned);
-        match plan::plan(&name, &prediction, layers) {
+    /// What the profiles say of the image; `None` if nothing. Where it is known what runs, what they say of these
+    /// `workloads`; `None` if they do not know one of them, or know nothing else.
+    fn plan(
+        &mut self,
+        reference: Option<&str>,
+        layers: &[Arc<Layer>],
+        workloads: Option<&BTreeSet<String>>,
+    ) -> Option<Planned> {
+        let locator = Locator::new(layers);
+        let (name, prediction, kin) = self.predict(reference, &locator, workloads)?;
+        match plan::plan(&name, &prediction, kin, &locator) {
             Ok(planned) => Some(planned),
             Err(error) => {
                 tracing::warn!(
@@ -344,6 +318,49 @@ impl Owner {
                 None
             }
         }
+    }
+
+    /// The prediction that a plan is made from, with the image's name and whose profiles they are.
+    fn predict(
+        &mut self,
+        reference: Option<&str>,
+        locator: &Locator<'_>,
+        workloads: Option<&BTreeSet<String>>,
+    ) -> Option<(String, Prediction, Kin)> {
+        let digests: Vec<Digest> = (locator.layers().iter())
+            .map(|layer| *layer.blob())
+            .collect();
+        let chosen = (self.profiles).choose(reference, &digests, &|content| locator.holds(content));
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "nothing is predicted"
+                );
+                return None;
+            }
+        };
+        let meant: Vec<_> = (chosen.profiles.iter())
+            .filter(|(_, who)| workloads.is_none_or(|these| these.contains(&who.workload)))
+            .collect();
+        if let Some(workloads) = workloads {
+            let known: BTreeSet<&String> = meant.iter().map(|(_, who)| &who.workload).collect();
+            let all = workloads.len() == 1 && meant.len() == chosen.profiles.len();
+            if known.len() < workloads.len() || all {
+                return None;
+            }
+        }
+        let profiles = (self.profiles).load_all(meant.iter().map(|(file, _)| file.as_str()));
+        let prediction = match workloads {
+            None => model::predict(&profiles),
+            Some(_) => model::predict_known(&profiles),
+        };
+        if prediction.is_empty() {
+            return None;
+        }
+        let name = reference.map_or_else(|| profiles[0].identity.image.clone(), ToOwned::to_owned);
+        Some((name, prediction, chosen.kin))
     }
 
     /// What an image with exactly these layers is called.
@@ -443,7 +460,7 @@ impl Owner {
         layers: &[Arc<Layer>],
         all: bool,
     ) -> Result<mpsc::Receiver<PrefetchProgress>, String> {
-        let planned = self.plan(Some(reference), layers);
+        let planned = self.plan(Some(reference), layers, None);
         let plan = match (planned, all) {
             (Some(planned), false) => {
                 self.opening(layers);

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod narrow;
+
 use forelayer_profiler::protocol::{Access, Container, Level, Touch};
 use tempfile::TempDir;
 
@@ -105,6 +107,17 @@ fn start_with(
     config: config::Prefetch,
     images: impl Fn(&Arc<Layer>, &Arc<Layer>) -> Images,
 ) -> Case {
+    start_on(config, images, |told| Arc::new(Bringer(told)))
+}
+
+/// What plans are asked for: name, and slots and chunks.
+type Told = mpsc::UnboundedSender<(String, Vec<(u32, u32)>)>;
+
+fn start_on(
+    config: config::Prefetch,
+    images: impl Fn(&Arc<Layer>, &Arc<Layer>) -> Images,
+    lanes: impl FnOnce(Told) -> Arc<dyn Lanes>,
+) -> Case {
     let place = Place::new();
     let profiles = tempfile::tempdir().unwrap();
     let layer = place.layer(9, &ITEMS());
@@ -114,7 +127,7 @@ fn start_with(
     let stop = CancellationToken::new();
     let parts = Parts {
         library: Arc::new(Shelf(images(&layer, &base))),
-        lanes: Arc::new(Bringer(told)),
+        lanes: lanes(told),
         pages: None,
         names: Arc::default(),
         profiles_dir: profiles.path().to_owned(),
@@ -261,6 +274,25 @@ async fn a_container_mount_alone_starts_a_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_imported_while_the_store_runs_predicts_the_next_start() {
+    let elsewhere = start(config::Prefetch::default());
+    let learned = elsewhere
+        .prefetcher
+        .take_in(trace(&elsewhere.layer, 1, &["bin/app"]))
+        .await
+        .unwrap();
+    let text = std::fs::read(learned.profile).unwrap();
+    let mut case = start(config::Prefetch::default());
+    let mut dir = ProfileDir::open(case.profiles.path()).unwrap();
+    for profile in forelayer_profiler::profiles::bundle::read(&text, 1).unwrap() {
+        dir.import(profile, 8).unwrap();
+    }
+    case.prefetcher.mounted(9);
+    let (_, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(steps, [(9, chunk(&case.layer, "bin/app", 0))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn switched_off_it_learns_and_predicts_nothing() {
     let mut case = start(config::Prefetch {
         enabled: false,
@@ -383,4 +415,45 @@ async fn the_lowers_of_one_mount_are_one_start() {
     let account = case.prefetcher.take_in(second).await.unwrap();
     assert_eq!((account.used_chunks, account.waste_chunks), (2, 0));
     assert!(case.plans.try_recv().is_err(), "one mount, one plan");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_never_started_is_predicted_from_its_sister_until_its_own_start() {
+    let mut case = start_with(config::Prefetch::default(), |top, base| {
+        vec![
+            ("h/base:1".to_owned(), vec![Arc::clone(base)]),
+            (
+                "h/new:1".to_owned(),
+                vec![Arc::clone(base), Arc::clone(top)],
+            ),
+        ]
+    });
+    let mut of_base = trace(&case.base, 1, &["lib/libc", "bin/other"]);
+    of_base.container.image = "h/base:1".to_owned();
+    of_base.container.slots = vec![4];
+    case.prefetcher.take_in(of_base).await.unwrap();
+    let layers = [Arc::clone(&case.base), Arc::clone(&case.layer)];
+    case.prefetcher.resolved("h/new:1", &layers);
+    let (_, steps) = case.plans.recv().await.unwrap();
+    let in_base = |path| (4, chunk(&case.base, path, 0));
+    assert_eq!(steps, [in_base("lib/libc"), in_base("bin/other")]);
+
+    case.prefetcher.mounted(9);
+    case.prefetcher.mounted(4);
+    let mut own = trace(&case.layer, 2, &["bin/app"]);
+    own.container.image = "h/new:1".to_owned();
+    own.container.slots = vec![9, 4];
+    let account = case.prefetcher.take_in(own).await.unwrap();
+    assert_eq!((account.used_chunks, account.waste_chunks), (0, 2));
+    let request = PrefetchRequest {
+        reference: "h/new:1".to_owned(),
+        all: false,
+    };
+    drop(case.prefetcher.request(request).await.unwrap());
+    let (_, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(
+        steps,
+        [(9, chunk(&case.layer, "bin/app", 0))],
+        "what the sister wasted is not predicted again"
+    );
 }

@@ -289,7 +289,9 @@ mod hostile {
                 profile.add(taken.run, 8);
                 prop_assert_eq!(Profile::from_json(profile.to_json().as_bytes()).unwrap(), profile.clone());
                 let prediction = model::predict(&[profile]);
-                let planned = crate::prefetch::plan::plan("image", &prediction, &taken.layers).unwrap();
+                let locator = crate::prefetch::locate::Locator::new(&taken.layers);
+                let kin = forelayer_profiler::profiles::Kin::Own;
+                let planned = crate::prefetch::plan::plan("image", &prediction, kin, &locator).unwrap();
                 let wanted: HashMap<ChunkKey, u64> = planned.bytes;
                 prop_assert_eq!(wanted, taken.touched, "what was touched is what is predicted, chunk by chunk");
             }
