@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "registry/ahead.rs"]
+mod ahead;
 #[path = "registry/credentials.rs"]
 mod credentials;
 #[path = "registry/images.rs"]

@@ -1,0 +1,186 @@
+//! Bytes that are asked for before anybody needs them: who gets them, and what happens when they do not come.
+
+use forelayer::registry::{Ahead, Early};
+
+use super::*;
+
+impl Bench {
+    fn early(&self, range: Range<u64>, lane: Lane, later: bool) -> Early {
+        Early {
+            blob: self.large,
+            size: BLOB as u64,
+            range,
+            lane,
+            later,
+        }
+    }
+
+    fn ahead(&self, wanted: Vec<Early>, at_once: usize) -> Ahead {
+        self.client.ahead(&self.repository(), wanted, at_once)
+    }
+
+    async fn read(&self, range: Range<u64>) -> Result<(bool, Vec<u8>), RegistryError> {
+        let repository = self.repository();
+        let mut body = (self.client)
+            .range(&repository, &self.large, BLOB as u64, range)
+            .await?;
+        let (early, mut bytes) = (body.is_early(), Vec::new());
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        Ok((early, bytes))
+    }
+
+    fn part(&self, range: Range<u64>) -> &[u8] {
+        &self.bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+    }
+
+    fn count(&self, lane: Lane) -> (u64, u64) {
+        let lane = ByLane { lane };
+        (
+            self.metrics.requests.get_or_create(&lane).get(),
+            self.metrics.fetched_bytes.get_or_create(&lane).get(),
+        )
+    }
+
+    /// Waits until so many requests were answered.
+    async fn answered(&self, requests: usize) {
+        let done = || {
+            let records = self.server.log().records();
+            records.iter().filter(|record| record.end.is_some()).count() >= requests
+        };
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_asks_for_what_is_on_its_way_waits_for_it_and_asks_nobody() {
+    let bench = Bench::new();
+    let ahead = bench.ahead(vec![bench.early(1000..500_000, Lane::Predicted, false)], 4);
+    bench.answered(1).await;
+    for range in [1000..2000, 2000..400_000, 499_999..500_000] {
+        let (early, bytes) = bench.read(range.clone()).await.unwrap();
+        assert!(early, "{range:?}");
+        assert!(bytes == bench.part(range.clone()), "{range:?}");
+    }
+    let asked = bench.server.log().records().len();
+    assert_eq!(asked, 1);
+    assert_eq!(
+        bench.count(Lane::Predicted).0,
+        1,
+        "counted where it was made"
+    );
+    // What reaches beyond is asked for.
+    let (early, bytes) = bench.read(999..2000).await.unwrap();
+    assert!(!early && bytes == bench.part(999..2000));
+    drop(ahead);
+    while bench.client.has_early(&bench.large) {
+        tokio::task::yield_now().await;
+    }
+    assert!(!bench.read(1000..2000).await.unwrap().0, "it is let go of");
+    let used = 1000 + 398_000 + 1;
+    assert_eq!(
+        bench.count(Lane::Gap).1,
+        499_000 - used,
+        "what nobody used is a gap"
+    );
+}
+
+#[tokio::test]
+async fn bytes_that_end_early_are_asked_for_again_from_there_on() {
+    let bench = Bench::new();
+    let cut = Rule::blobs(Fault::Truncate { after: 40_000 }).times(1);
+    bench.server.faults().add(cut);
+    let _ahead = bench.ahead(vec![bench.early(0..100_000, Lane::Predicted, false)], 4);
+    // It may have ended by then or not: either way every byte comes.
+    let (_, bytes) = bench.read(0..100_000).await.unwrap();
+    assert!(bytes == bench.part(0..100_000));
+}
+
+#[tokio::test]
+async fn a_refusal_is_nobody_s_failure() {
+    let bench = Bench::new();
+    let busy = Fault::Status {
+        status: 503,
+        retry_after: None,
+    };
+    bench.server.faults().add(Rule::blobs(busy).times(1));
+    let _ahead = bench.ahead(vec![bench.early(0..1000, Lane::Predicted, false)], 4);
+    bench.answered(1).await;
+    let (_, bytes) = bench.read(0..1000).await.unwrap();
+    assert!(bytes == bench.part(0..1000));
+}
+
+#[tokio::test]
+async fn the_rest_waits_for_the_metadata_and_for_a_free_place() {
+    let bench = Bench::new();
+    bench.server.faults().add(Rule::blobs(Fault::Hold).times(1));
+    let wanted = vec![
+        bench.early(0..1000, Lane::Metadata, false),
+        bench.early(5000..6000, Lane::Predicted, true),
+    ];
+    let ahead = bench.ahead(wanted, 8);
+    bench.server.faults().held(1).await;
+    assert_eq!(bench.server.log().records().len(), 1);
+    bench.server.faults().release();
+    bench.answered(2).await;
+    assert!(bench.read(5000..6000).await.unwrap().0);
+    assert_eq!(bench.count(Lane::Metadata).0, 1);
+    drop(ahead);
+}
+
+#[tokio::test]
+async fn nothing_is_started_after_the_close_and_nothing_twice() {
+    let bench = Bench::new();
+    bench.server.faults().add(Rule::blobs(Fault::Hold).times(1));
+    let one = || bench.early(0..1000, Lane::Predicted, false);
+    let next = bench.early(1000..2000, Lane::Predicted, false);
+    let ahead = bench.ahead(vec![one(), next], 1);
+    bench.server.faults().held(1).await;
+    ahead.close();
+    bench.server.faults().release();
+    bench.answered(1).await;
+    // Another pull of the same image at the same moment.
+    let other = bench.ahead(vec![one()], 4);
+    assert!(bench.read(0..1000).await.unwrap().0);
+    assert_eq!(bench.server.log().records().len(), 1);
+    drop((ahead, other));
+}
+
+#[tokio::test]
+async fn a_config_comes_whole_and_only_if_it_is_what_it_should_be() {
+    let bench = Bench::new();
+    let config = |blob, size: u64| Early {
+        blob,
+        size,
+        range: 0..size,
+        lane: Lane::Metadata,
+        later: false,
+    };
+    let _ahead = bench.ahead(vec![config(bench.small, 12)], 4);
+    bench.answered(1).await;
+    let bytes = bench
+        .client
+        .blob(&bench.repository(), &bench.small, 1 << 20)
+        .await
+        .unwrap();
+    assert_eq!(&bytes[..], b"{\"config\":1}");
+    assert_eq!(bench.server.log().records().len(), 1);
+    let flip = Rule::blobs(Fault::FlipBit { offset: 3 }).times(1);
+    let bench = Bench::new();
+    bench.server.faults().add(flip);
+    let _ahead = bench.ahead(vec![config(bench.small, 12)], 4);
+    bench.answered(1).await;
+    let bytes = bench
+        .client
+        .blob(&bench.repository(), &bench.small, 1 << 20)
+        .await
+        .unwrap();
+    assert_eq!(
+        &bytes[..],
+        b"{\"config\":1}",
+        "a wrong one is asked for again"
+    );
+}
