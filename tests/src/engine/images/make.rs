@@ -1,6 +1,10 @@
 //! The steps by which images are made: a Debian, layers upon it, each format by the tool that writes it.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -40,6 +44,19 @@ impl Tree<'_> {
     pub fn outside(&self) -> PathBuf {
         let inside = self.inside.strip_prefix("/").unwrap_or(&self.inside);
         self.maker.namespace.root().join(inside)
+    }
+
+    /// Its path for a [`Tree::command`].
+    #[must_use]
+    pub fn inside(&self) -> &Path {
+        &self.inside
+    }
+
+    /// A program of this machine that sees the tree at [`Tree::inside`]. What asks for the real path of something
+    /// [`Tree::outside`] is led astray.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        self.maker.namespace.command(program)
     }
 
     /// Installs Debian packages.
