@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    report::{Case, Report},
+    report::{Case, Report, megabytes},
     start::{Mode, Start},
 };
 
@@ -26,12 +26,7 @@ svg { width: 100%; height: auto; display: block } text { font-size: 14px; fill: 
 /// The page.
 pub(super) fn html(report: &Report) -> String {
     let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Forelayer bench</title>\n<style>{STYLE}</style>\n<h1>Cold starts at {} ms and {}</h1>\n",
-        report.latency_ms,
-        match report.bandwidth_mbit {
-            0 => "an unshaped link".to_owned(),
-            rate => format!("{rate} Mbit/s"),
-        }
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Forelayer bench</title>\n<style>{STYLE}</style>\n<h1>Cold starts</h1>\n"
     );
     page.push_str("<p class=\"key\"><span><i style=\"background:var(--blob)\"></i>layer bytes</span><span><i style=\"background:var(--meta)\"></i>metadata</span><span><i style=\"background:var(--need)\"></i>bytes needed by then, all local</span><span><i style=\"background:var(--ready)\"></i>ready</span><span><i style=\"background:var(--star)\"></i>T*</span></p>\n");
     for case in &report.cases {
@@ -159,12 +154,6 @@ fn line(page: &mut String, x: f64, to: f64, colour: &str) {
         page,
         "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"0\" y2=\"{to:.1}\" stroke=\"var(--{colour})\" stroke-width=\"2\"/>"
     );
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "bytes of an image")]
-    let bytes = bytes as f64;
-    bytes / 1e6
 }
 
 fn text(raw: &str) -> String {
