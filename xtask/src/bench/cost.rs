@@ -98,15 +98,26 @@ impl Counts {
             requests: labelled(&page, "forelayer_requests_total"),
             bytes: labelled(&page, "forelayer_fetched_bytes_total"),
             chunks: labelled(&page, "forelayer_chunks_total"),
-            predictions: BTreeMap::new(),
+            predictions: labelled(&page, "forelayer_predictions_total"),
         })
     }
 
-    /// Takes in what is known only when the recording is over.
-    pub(super) fn judge(&mut self, store: &Store<'_>) -> Result<()> {
-        let page = store.get("/metrics")?;
-        self.predictions = labelled(&page, "forelayer_predictions_total");
+    /// Takes in what is known only when the recording is over, which began at `before`.
+    pub(super) fn judge(&mut self, store: &Store<'_>, before: &Self) -> Result<()> {
+        self.predictions = less(Self::read(store)?.predictions, &before.predictions);
         Ok(())
+    }
+
+    /// What was counted from `before` to now.
+    pub(super) fn since(self, before: &Self) -> Self {
+        Self {
+            stalled: self.stalled - before.stalled,
+            misses: self.misses.saturating_sub(before.misses),
+            requests: less(self.requests, &before.requests),
+            bytes: less(self.bytes, &before.bytes),
+            chunks: less(self.chunks, &before.chunks),
+            predictions: less(self.predictions, &before.predictions),
+        }
     }
 
     /// Predicted chunks with this end.
@@ -132,6 +143,13 @@ fn labelled(page: &str, name: &str) -> BTreeMap<String, u64> {
         Some((label, count(value.parse().ok()?)))
     };
     page.lines().filter_map(one).collect()
+}
+
+fn less(mut now: BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    for (label, value) in &mut now {
+        *value = value.saturating_sub(before.get(label).copied().unwrap_or_default());
+    }
+    now
 }
 
 #[expect(
@@ -162,5 +180,10 @@ mod tests {
         let found: Vec<_> = labelled(page, "a_total").into_iter().collect();
         assert_eq!(found, [("demand".to_owned(), 3), ("gap".to_owned(), 4)]);
         assert!(plain(page, "b").is_ok_and(|value| value > 6.0));
+        let before = labelled("a_total{lane=\"gap\"} 1\n", "a_total");
+        let since: Vec<_> = less(labelled(page, "a_total"), &before)
+            .into_values()
+            .collect();
+        assert_eq!(since, [3, 3]);
     }
 }

@@ -110,7 +110,7 @@ impl Report {
 
     fn times(&self, text: &mut String, case: &Case) {
         let ready = |mode| match case.ready(mode) {
-            starts if starts.is_empty() => "-".to_owned(),
+            starts if starts.is_empty() => "–".to_owned(),
             starts => format!("{:.2}", median(&starts)),
         };
         let Summary {
@@ -144,7 +144,7 @@ impl Report {
 pub(super) fn shown(estimate: Option<Estimate>, factor: f64, unit: &str) -> String {
     let digits = if factor > 1.0 { 0 } else { 2 };
     let Some(Estimate { value, interval }) = estimate else {
-        return "-".to_owned();
+        return "–".to_owned();
     };
     let mut text = format!("{:.digits$}{unit}", value * factor);
     if let Some((low, high)) = interval {

@@ -112,26 +112,27 @@ impl<'a> Bench<'a> {
         let podman = self.lab.podman(&name, Some(&self.store.mount()))?;
         podman.run(&["images"])?;
         self.lab.cold(format, self.image)?;
-        let mut start = self.recorded(mode, &podman, format)?;
-        if let Some(counts) = &mut start.store {
-            counts.judge(&self.store)?;
-        }
-        Ok(start)
+        self.recorded(mode, &podman, format)
     }
 
     /// A start through the store that runs, until its record is there.
     fn recorded(&self, mode: Mode, podman: &Podman<'_>, format: Format) -> Result<Start> {
         let traces = || self.store.metric("forelayer_traces_total");
-        let before = traces()?;
+        let recorded = traces()?;
+        let before = Counts::read(&self.store)?;
         let meters = [
             Meter::new("serve", self.store.server_id().context("no store runs")?)?,
             Meter::new("watch", self.store.witness_id().context("no witness")?)?,
         ];
-        let start = self.run(mode, podman, format, &meters)?;
+        let mut start = self.run(mode, podman, format, &meters)?;
         process::until("the trace", PATIENCE, || {
-            Ok((traces()? > before).then_some(()))
+            Ok((traces()? > recorded).then_some(()))
         })
         .with_context(|| self.store.log_end("watch"))?;
+        start.store = start.store.map(|counts| counts.since(&before));
+        if let Some(counts) = &mut start.store {
+            counts.judge(&self.store, &before)?;
+        }
         Ok(start)
     }
 
