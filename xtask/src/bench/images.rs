@@ -39,7 +39,7 @@ pub(super) enum Image {
     Jvm,
     /// Debian with NumPy, SciPy, pandas, Matplotlib, scikit-learn and more: fits and draws something
     Science,
-    /// vllm 0.11.0 from its Python package, about 10 GB: imports its API server
+    /// vllm 0.11.0 from its Python package, about 10 GB, as eStargz only: imports its API server
     Vllm,
 }
 
@@ -72,6 +72,12 @@ impl Image {
         }
     }
 
+    /// Whether it is there in this format. Of the biggest there is one for all: the peer reads
+    /// only this one, and it needs 40 GB of disk while it is made.
+    pub(super) fn has(self, format: Format) -> bool {
+        self != Self::Vllm || format != Format::Zstd5
+    }
+
     /// How the line begins that says that the program is ready.
     pub(super) fn ready(self) -> &'static str {
         match self {
@@ -99,33 +105,28 @@ impl Image {
         let name = format!("bench-images-{VERSION}-{}", self.name());
         cache::once(&name, |path| {
             let work = WorkDir::new(&cache::directory())?;
-            build(&work, &environment.debian13, path, self.name(), &recipe)
+            self.build(&recipe, &work, &environment.debian13, path)
         })
     }
-}
 
-fn build(
-    work: &WorkDir,
-    debian13: &Path,
-    storage: &Path,
-    image: &str,
-    recipe: &Recipe,
-) -> Result<()> {
-    println!("making the image {image} (some minutes)");
-    let registry = Distribution::start(work, image, storage, false)?;
-    let host = registry.host();
-    let namespace = Namespace::new(work, "build4", None)?;
-    let maker = Maker::new(work, &namespace)?;
-    let command = format!("CMD={}", recipe.command);
-    maker.layer("base", image, &command, recipe.layer)?;
-    maker.push(&host, Format::Gzip, image)?;
-    // Before the next storage grows: the biggest image is there five times otherwise.
-    drop(maker);
+    /// Makes it in all formats that it has.
+    fn build(self, recipe: &Recipe, work: &WorkDir, debian13: &Path, storage: &Path) -> Result<()> {
+        let image = self.name();
+        println!("making the image {image} (some minutes)");
+        let registry = Distribution::start(work, image, storage, false)?;
+        let host = registry.host();
+        let namespace = Namespace::new(work, "build4", None)?;
+        let maker = Maker::new(work, &namespace)?;
+        let command = format!("CMD={}", recipe.command);
+        maker.layer("base", image, &command, recipe.layer)?;
+        maker.push(&host, Format::Gzip, image)?;
+        // Before the next storage grows.
+        drop(maker);
 
-    let namespace = Namespace::new(work, "build5", Some(debian13))?;
-    let podman = make::newer(work, &namespace)?;
-    make::zstd5(&podman, &host, image)?;
-    drop(podman);
-
-    make::estargz(&Containerd::start(work)?, &host, image)
+        if self.has(Format::Zstd5) {
+            let namespace = Namespace::new(work, "build5", Some(debian13))?;
+            make::zstd5(&make::newer(work, &namespace)?, &host, image)?;
+        }
+        make::estargz(&Containerd::start(work)?, &host, image)
+    }
 }

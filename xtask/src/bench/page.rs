@@ -164,7 +164,7 @@ fn section(page: &mut String, number: usize, case: &Case) {
         }
         let _ = writeln!(
             page,
-            "<details><summary>the other {}</summary>",
+            "<details><summary>the other starts: {}</summary>",
             others.len()
         );
         for start in others {
