@@ -12,23 +12,32 @@ const TICKS: f64 = 100.0;
 /// What a process used.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Cost {
-    pub(super) process: &'static str,
+    pub(super) process: String,
     /// Processor seconds, the kernel's for it included; known to a hundredth.
     pub(super) cpu: f64,
     /// Resident memory at the most, in bytes, since the process began.
     pub(super) peak: u64,
 }
 
-/// A process whose use is to be known from now on.
+/// A process whose use is to be known from now on. One that ends before it is read has no figures any more.
 #[derive(Debug)]
 pub(super) struct Meter {
-    process: &'static str,
+    process: String,
     id: u32,
     before: f64,
 }
 
 impl Meter {
-    pub(super) fn new(process: &'static str, id: u32) -> Result<Self> {
+    /// Of a process, and of those that it has started.
+    pub(super) fn family(process: &str, id: u32) -> Result<Vec<Self>> {
+        let mut meters = vec![Self::new(process.to_owned(), id)?];
+        for child in children(id)? {
+            meters.push(Self::new(format!("{process}'s {child}"), child)?);
+        }
+        Ok(meters)
+    }
+
+    fn new(process: String, id: u32) -> Result<Self> {
         let before = cpu(id)?;
         Ok(Self {
             process,
@@ -37,16 +46,39 @@ impl Meter {
         })
     }
 
-    /// Since [`Meter::new`].
+    /// Since [`Meter::family`].
     pub(super) fn read(&self) -> Result<Cost> {
         let path = format!("/proc/{}/status", self.id);
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         Ok(Cost {
-            process: self.process,
+            process: self.process.clone(),
             cpu: cpu(self.id)? - self.before,
             peak: peak(&status).with_context(|| format!("{path} names no VmHWM"))?,
         })
     }
+}
+
+/// The processes whose parent is this one.
+fn children(id: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(other) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // One that has ended meanwhile is nobody's.
+        let stat = fs::read_to_string(format!("/proc/{other}/stat")).unwrap_or_default();
+        if parent(&stat) == Some(id) {
+            found.push(other);
+        }
+    }
+    Ok(found)
+}
+
+/// The parent in a line of /proc/PID/stat: the second field behind the name.
+fn parent(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn cpu(id: u32) -> Result<f64> {
@@ -170,8 +202,13 @@ mod tests {
         let stat = "7 (a b) c) S 1 7 7 0 -1 4 100 0 0 0 250 50 3 4 20 0 9 0 1 2 3";
         assert_eq!(used(stat), Some(3.0));
         assert_eq!(peak("VmPeak:\t 9 kB\nVmHWM:\t  20 kB\n"), Some(20480));
-        let own = Meter::new("own", std::process::id()).and_then(|meter| meter.read());
-        assert!(own.is_ok_and(|cost| cost.peak > 0 && cost.cpu >= 0.0));
+        assert_eq!(parent(stat), Some(1));
+        let own = Meter::family("own", std::process::id()).expect("a family");
+        assert!(
+            own[0]
+                .read()
+                .is_ok_and(|cost| cost.peak > 0 && cost.cpu >= 0.0)
+        );
     }
 
     #[test]

@@ -120,10 +120,10 @@ impl<'a> Bench<'a> {
         let traces = || self.store.metric("forelayer_traces_total");
         let recorded = traces()?;
         let before = Counts::read(&self.store)?;
-        let meters = [
-            Meter::new("serve", self.store.server_id().context("no store runs")?)?,
-            Meter::new("watch", self.store.witness_id().context("no witness")?)?,
-        ];
+        let server = self.store.server_id().context("no store runs")?;
+        let mut meters = Meter::family("serve", server)?;
+        let witness = self.store.witness_id().context("no witness runs")?;
+        meters.extend(Meter::family("watch", witness)?);
         let mut start = self.run(mode, podman, format, &meters)?;
         process::until("the trace", PATIENCE, || {
             Ok((traces()? > recorded).then_some(()))
@@ -165,7 +165,7 @@ impl<'a> Bench<'a> {
         let podman = self.lab.podman(&name, Some(&peer.mount()))?;
         podman.run(&["images"])?;
         self.lab.cold(format, self.image)?;
-        let meters = [Meter::new("stargz-store", peer.id()?)?];
+        let meters = Meter::family("stargz-store", peer.id()?)?;
         let start = self.run(Mode::Peer, &podman, format, &meters);
         // The storage goes before what it is mounted from.
         drop(podman);
