@@ -1,21 +1,35 @@
 //! `cargo xtask bench`: real images started cold through Podman in every way there is, against the limit T*
 //! (docs/benchmarks.md). Nothing here is asserted: figures are read by people.
 
+mod cost;
+mod images;
 mod lab;
 mod limit;
+mod link;
 mod page;
+mod peer;
 mod report;
+mod runner;
 mod start;
+mod stats;
+mod summary;
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
-use forelayer_tests::engine::{environment, images};
+use forelayer_tests::engine::{environment, images as formats};
 
 use self::{
+    images::Image,
     lab::Lab,
+    link::Link,
     report::{Case, Report},
+    runner::Bench,
     start::Mode,
 };
 
@@ -23,49 +37,27 @@ use self::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The images
-    #[arg(long = "image", value_enum, default_values_t = [Image::Python, Image::Postgres])]
+    #[arg(long = "image", value_enum, default_values_t = Image::DEFAULT)]
     images: Vec<Image>,
+    /// vllm as well: 40 GB of disk while it is made
+    #[arg(long)]
+    heavy: bool,
     /// The formats of their layers
     #[arg(long = "format", value_enum, default_values_t = [Format::Zstd, Format::Estargz])]
     formats: Vec<Format>,
-    /// Milliseconds that the registry adds to each request and each connection
-    #[arg(long, default_value_t = 50, value_name = "MS")]
-    latency: u64,
-    /// Megabits a second of the registry, over all connections; 0: as fast as it goes
-    #[arg(long, default_value_t = 1000, value_name = "MBIT")]
-    bandwidth: u64,
+    /// The registry's links: milliseconds that it adds to each request and each connection, and megabits a second over
+    /// all connections (0: as fast as it goes)
+    #[arg(long = "link", default_value = "50:1000", value_name = "MS:MBIT")]
+    links: Vec<Link>,
     /// How often each mode is started; the modes take turns
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: u32,
+    /// The program stargz-store, to be measured beside; unless given, the one on the PATH if there is one
+    #[arg(long, value_name = "PATH")]
+    peer: Option<PathBuf>,
     /// Where bench.json and bench.html go
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
-}
-
-/// What is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Image {
-    /// Debian with Python: imports the standard library, NumPy and more
-    Python,
-    /// Debian with PostgreSQL: to its first answered query
-    Postgres,
-}
-
-impl Image {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Python => "python",
-            Self::Postgres => "postgres",
-        }
-    }
-
-    /// How the line begins that says that the program is ready.
-    fn ready(self) -> &'static str {
-        match self {
-            Self::Python => "ready ",
-            Self::Postgres => "42",
-        }
-    }
 }
 
 /// In which format the lazy modes get it.
@@ -78,20 +70,12 @@ enum Format {
 }
 
 impl Format {
-    fn tests(self) -> images::Format {
+    fn tests(self) -> formats::Format {
         match self {
-            Self::Zstd => images::Format::Zstd5,
-            Self::Estargz => images::Format::Estargz,
+            Self::Zstd => formats::Format::Zstd5,
+            Self::Estargz => formats::Format::Estargz,
         }
     }
-}
-
-/// The registry's link.
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    latency: Duration,
-    /// Bytes a second; `None`: as fast as it goes.
-    bandwidth: Option<u64>,
 }
 
 /// Runs the bench.
@@ -102,43 +86,64 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     // As users have it: the optimised build.
     let program = crate::demo::binary(true)?;
-    let link = Link {
-        latency: Duration::from_millis(args.latency),
-        bandwidth: (args.bandwidth > 0).then_some(args.bandwidth * 1_000_000 / 8),
-    };
-    let lab = Lab::new(link, program)?;
-    let mut report = Report::new(args.latency, args.bandwidth);
-    for &image in &args.images {
-        for &format in &args.formats {
-            let case = case(&lab, image, format, args.rounds)
-                .with_context(|| format!("{} as {format:?}", image.name()))?;
-            println!("{}", report::line(&case));
-            report.cases.push(case);
+    let peer = peer::program(args.peer.as_deref())?;
+    let environment = environment::prepare()?;
+    let mut images = args.images.clone();
+    if args.heavy && !images.contains(&Image::Vllm) {
+        images.push(Image::Vllm);
+    }
+    fs::create_dir_all(&args.out)?;
+    let mut report = Report::new(peer.is_some());
+    for image in images {
+        let storage = image.storage(&environment)?;
+        let lab = Lab::new(&environment.debian13, &storage, &program, peer.as_deref())?;
+        let mut bench = Bench::new(&lab, image)?;
+        for &link in &args.links {
+            lab.set_link(link);
+            let formats = args.formats.iter().map(|format| format.tests());
+            for format in formats.filter(|&format| image.has(format)) {
+                let case = case(&mut bench, image, link, format, args.rounds)
+                    .with_context(|| format!("{} as {}", image.name(), format.name()))?;
+                report.add(case);
+                // What was measured stays, however the rest goes.
+                write(&report, &args.out)?;
+            }
         }
     }
-    println!("\n{}", report.table());
-    fs::create_dir_all(&args.out)?;
-    let json = args.out.join("bench.json");
-    fs::write(&json, serde_json::to_string_pretty(&report)?)?;
-    let html = args.out.join("bench.html");
-    fs::write(&html, page::html(&report))?;
-    println!("{}\n{}", json.display(), html.display());
+    println!("\n{}", report.tables());
+    println!("{0}/bench.json\n{0}/bench.html", args.out.display());
     Ok(ExitCode::SUCCESS)
 }
 
-fn case(lab: &Lab, image: Image, format: Format, rounds: u32) -> Result<Case> {
-    println!("{} as {}:", image.name(), format.tests().name());
-    let mut bench = start::Bench::new(lab, image.name(), image.ready(), format.tests())?;
-    let mut case = Case::new(image.name(), format.tests().name());
+fn write(report: &Report, out: &Path) -> Result<()> {
+    let json = serde_json::to_string(report)?;
+    fs::write(out.join("bench.json"), json)?;
+    fs::write(out.join("bench.html"), page::html(report))?;
+    Ok(())
+}
+
+fn case(
+    bench: &mut Bench<'_>,
+    image: Image,
+    link: Link,
+    format: formats::Format,
+    rounds: u32,
+) -> Result<Case> {
+    println!("{} as {}, {link}:", image.name(), format.name());
+    let mut case = Case::new(image.name(), format.name(), link);
+    let modes: Vec<Mode> = (Mode::ALL.into_iter())
+        .filter(|&mode| bench.can(mode, format))
+        .collect();
     for round in 1..=rounds {
-        for mode in Mode::ALL {
+        for &mode in &modes {
             let start = bench
-                .start(mode)
+                .start(mode, format)
                 .with_context(|| format!("{}, round {round}", mode.name()))?;
             println!("  {:<9} {:>7.2} s", mode.name(), start.ready);
             case.starts.push(start);
         }
     }
-    case.limit = Some(bench.limit(&case)?);
+    case.limit = Some(bench.limit(&mut case.starts, format)?);
+    println!("{}", report::line(&case));
     Ok(case)
 }

@@ -62,7 +62,8 @@ impl Containerd {
     /// # Errors
     /// ctr-remote's.
     pub fn convert(&self, from: &str, to: &str, options: &[&str]) -> Result<()> {
-        self.ctr(&["images", "pull", "--plain-http", from])?;
+        // Not `images pull`, which unpacks it as well.
+        self.ctr(&["content", "fetch", "--plain-http", from])?;
         let mut optimize = vec!["images", "optimize", "--no-optimize", "--oci"];
         optimize.extend(options);
         optimize.extend([from, to]);

@@ -11,25 +11,19 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
+use self::make::Maker;
 use super::{
-    cache,
-    containerd::Containerd,
-    distribution::Distribution,
-    namespace::Namespace,
-    packages,
-    podman::{Generation, Podman},
-    process,
-    work::WorkDir,
+    cache, containerd::Containerd, distribution::Distribution, namespace::Namespace,
+    podman::Podman, work::WorkDir,
 };
 
 mod hard;
+pub mod make;
 
 /// Changes whenever a recipe here does.
 const VERSION: u32 = 2;
-/// The release the images are made of.
-const SUITE: &str = "bookworm";
 /// The program of the Python image.
 const WORKLOAD: &str = include_str!("images/workload.py");
 
@@ -106,60 +100,27 @@ pub fn storage(debian13: &Path) -> Result<std::path::PathBuf> {
 fn build(work: &WorkDir, debian13: &Path, storage: &Path) -> Result<()> {
     let registry = Distribution::start(work, "images", storage, false)?;
     let host = registry.host();
-    let tree = packages::tree(&format!("debian-{SUITE}-1"), SUITE, &[])?;
 
     println!("making the images (some minutes)");
     let namespace4 = Namespace::new(work, "build4", None)?;
-    let podman4 = Podman::new(
-        &namespace4,
-        Generation::ByBlob,
-        &work.path().join("build4"),
-        None,
-    )?;
-    let tar = work.path().join("base.tar");
-    process::run(
-        process::command("tar")
-            .args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-C"])
-            .arg(&tree)
-            .arg("-cf")
-            .arg(&tar)
-            .arg("."),
-    )?;
-    let tar_name = tar.to_str().context("the cache's path is not UTF-8")?;
-    podman4.run(&[
-        "import",
-        "--change",
-        "CMD=[\"/bin/bash\"]",
-        tar_name,
-        "localhost/base:1",
-    ])?;
-    fs::remove_file(&tar)?;
-    layer(
-        &podman4,
+    let maker = Maker::new(work, &namespace4)?;
+    maker.layer(
         "base",
         "python",
         "CMD=[\"python3\",\"/usr/local/bin/workload.py\"]",
         |tree| {
-            packages::install_into(
-                work,
-                &namespace4,
-                tree,
-                SUITE,
-                &["python3", "python3-numpy", "python3-pil", "python3-yaml"],
-            )?;
-            let program = outside(&namespace4, tree).join("usr/local/bin/workload.py");
-            fs::write(program, WORKLOAD)?;
+            tree.install(&["python3", "python3-numpy", "python3-pil", "python3-yaml"])?;
+            fs::write(tree.outside().join("usr/local/bin/workload.py"), WORKLOAD)?;
             Ok(())
         },
     )?;
-    layer(
-        &podman4,
+    maker.layer(
         "base",
         "postgres",
         "CMD=[\"/usr/local/bin/answer\"]",
         |tree| {
-            packages::install_into(work, &namespace4, tree, SUITE, &["postgresql"])?;
-            let program = outside(&namespace4, tree).join("usr/local/bin/answer");
+            tree.install(&["postgresql"])?;
+            let program = tree.outside().join("usr/local/bin/answer");
             fs::write(&program, POSTGRES)?;
             fs::set_permissions(
                 &program,
@@ -168,69 +129,29 @@ fn build(work: &WorkDir, debian13: &Path, storage: &Path) -> Result<()> {
             Ok(())
         },
     )?;
-    layer(
-        &podman4,
-        "base",
-        "hard-below",
-        "CMD=[\"/bin/bash\"]",
-        |tree| hard::below(&outside(&namespace4, tree)),
-    )?;
-    layer(
-        &podman4,
-        "hard-below",
-        "hard",
-        "CMD=[\"/bin/bash\"]",
-        |tree| hard::above(&outside(&namespace4, tree)),
-    )?;
-
-    for (format, options) in [
-        (Format::Zstd4, &["--compression-format", "zstd:chunked"][..]),
-        (Format::Gzip, &["--compression-format", "gzip"][..]),
-    ] {
-        for image in IMAGES {
-            if !format.has(image) {
-                continue;
-            }
-            println!("  {}/{image}", format.name());
-            // Podman would reuse a blob that it remembers having pushed, in whatever format, and leave out the
-            // annotations.
-            forget_blobs(work, "build4")?;
-            let from = format!("localhost/{image}:1");
-            let to = format!("docker://{}", reference(&host, format, image));
-            podman4.run(&[&["push", "--format", "oci"], options, &[&from, &to]].concat())?;
+    maker.layer("base", "hard-below", "CMD=[\"/bin/bash\"]", |tree| {
+        hard::below(&tree.outside())
+    })?;
+    maker.layer("hard-below", "hard", "CMD=[\"/bin/bash\"]", |tree| {
+        hard::above(&tree.outside())
+    })?;
+    for format in [Format::Zstd4, Format::Gzip] {
+        for image in IMAGES.into_iter().filter(|image| format.has(image)) {
+            maker.push(&host, format, image)?;
         }
     }
-    podman4.wipe()?;
+    drop(maker);
 
     let namespace5 = Namespace::new(work, "build5", Some(debian13))?;
-    let podman5 = Podman::new(
-        &namespace5,
-        Generation::ByToc,
-        &work.path().join("build5"),
-        None,
-    )?;
+    let podman5 = make::newer(work, &namespace5)?;
     for image in IMAGES {
-        println!("  {}/{image}", Format::Zstd5.name());
-        let from = reference(&host, Format::Gzip, image);
-        let to = format!("docker://{}", reference(&host, Format::Zstd5, image));
-        podman5.run(&["pull", &from])?;
-        let push = [
-            "push",
-            "--compression-format",
-            "zstd:chunked",
-            "--force-compression",
-        ];
-        podman5.run(&[&push[..], &[&from, &to]].concat())?;
+        make::zstd5(&podman5, &host, image)?;
     }
     podman5.wipe()?;
 
     let containerd = Containerd::start(work)?;
     for image in IMAGES {
-        println!("  {}/{image}", Format::Estargz.name());
-        let from = reference(&host, Format::Gzip, image);
-        let to = reference(&host, Format::Estargz, image);
-        // The level says how long it takes, not what is written.
-        containerd.convert(&from, &to, &["--estargz-compression-level", "3"])?;
+        make::estargz(&containerd, &host, image)?;
     }
     for format in [Format::Zstd5, Format::Estargz] {
         many_platforms(&podman5, &host, format)?;
@@ -260,55 +181,6 @@ fn many_platforms(podman: &Podman<'_>, host: &str, format: Format) -> Result<()>
     let to = format!("docker://{}", reference(host, format, "multi"));
     podman.run(&["manifest", "push", "--all", list, &to])?;
     podman.run(&["manifest", "rm", list])?;
-    Ok(())
-}
-
-/// Makes `localhost/NAME:1` from `localhost/BASE:1` and what `change` does to its tree (a path inside the namespace).
-fn layer(
-    podman: &Podman<'_>,
-    base: &str,
-    name: &str,
-    change: &str,
-    make: impl FnOnce(&Path) -> Result<()>,
-) -> Result<()> {
-    println!("  layer {name}");
-    podman.run(&[
-        "create",
-        "--name",
-        name,
-        &format!("localhost/{base}:1"),
-        "true",
-    ])?;
-    let tree = podman.run(&["mount", name])?;
-    make(Path::new(&tree)).with_context(|| format!("cannot make the layer {name}"))?;
-    podman.run(&["unmount", name])?;
-    podman.run(&[
-        "commit",
-        "--quiet",
-        "--change",
-        change,
-        name,
-        &format!("localhost/{name}:1"),
-    ])?;
-    podman.run(&["rm", name])?;
-    Ok(())
-}
-
-/// A path inside a namespace as seen from here.
-fn outside(namespace: &Namespace, path: &Path) -> std::path::PathBuf {
-    namespace
-        .root()
-        .join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// Deletes what an engine remembers of blobs in registries.
-fn forget_blobs(work: &WorkDir, namespace: &str) -> Result<()> {
-    let cache = work
-        .path()
-        .join(format!("private-{namespace}/containers/cache"));
-    if cache.exists() {
-        fs::remove_dir_all(&cache)?;
-    }
     Ok(())
 }
 

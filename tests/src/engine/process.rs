@@ -30,6 +30,14 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Whether a program is on the `PATH`.
+#[must_use]
+pub fn found(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    })
+}
+
 /// What a program left behind.
 #[derive(Debug, Clone)]
 pub struct Output {

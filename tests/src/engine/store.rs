@@ -178,6 +178,12 @@ impl<'a> Store<'a> {
         self.witness.take().context("no witness runs")?.kill()
     }
 
+    /// The process id of `forelayer serve`.
+    #[must_use]
+    pub fn server_id(&self) -> Option<u32> {
+        self.server.as_ref().map(Process::id)
+    }
+
     /// The witness's process id.
     #[must_use]
     pub fn witness_id(&self) -> Option<u32> {

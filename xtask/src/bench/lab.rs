@@ -1,9 +1,11 @@
 //! What all starts share: the images behind a registry with a link of its own, and an engine.
 
 use std::{
+    cell::Cell,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -11,7 +13,6 @@ use forelayer_tests::{
     engine::{
         cache,
         distribution::Distribution,
-        environment,
         images::{self, Format},
         namespace::Namespace,
         podman::{Generation, Podman},
@@ -22,14 +23,15 @@ use forelayer_tests::{
     registry::Server,
 };
 
-use super::Link;
+use super::{link::Link, peer::Peer};
 
 /// The fields are dropped in this order.
 pub(super) struct Lab {
-    pub(super) link: Link,
+    link: Cell<Option<Link>>,
     /// In front of the registry; everybody asks here.
     pub(super) proxy: Server,
     program: PathBuf,
+    peer: Option<PathBuf>,
     /// What a node has in memory before any container starts.
     resident: Vec<PathBuf>,
     _registry: Distribution,
@@ -39,37 +41,57 @@ pub(super) struct Lab {
 }
 
 impl Lab {
-    pub(super) fn new(link: Link, program: PathBuf) -> Result<Self> {
-        let environment = environment::prepare()?;
+    /// With the images in a registry's storage directory. `peer`: the program stargz-store.
+    pub(super) fn new(
+        debian13: &Path,
+        images: &Path,
+        program: &Path,
+        peer: Option<&Path>,
+    ) -> Result<Self> {
         let work = WorkDir::new(&cache::directory())?;
-        let registry = Distribution::start(&work, "images", &environment.images, true)?;
+        let registry = Distribution::start(&work, "images", images, true)?;
         let proxy = Server::start_proxy(&registry.host())?;
-        let mut resident = engine_files(&environment.debian13)?;
-        resident.push(program.clone());
-        let lab = Self {
-            link,
+        let mut resident = engine_files(debian13)?;
+        resident.push(program.to_path_buf());
+        resident.extend(peer.map(Path::to_path_buf));
+        Ok(Self {
+            link: Cell::new(None),
             proxy,
-            program,
+            program: program.to_path_buf(),
+            peer: peer.map(Path::to_path_buf),
             resident,
             _registry: registry,
-            stored: Stored::new(&environment.images),
-            engine: Namespace::new(&work, "podman5", Some(&environment.debian13))?,
+            stored: Stored::new(images),
+            engine: Namespace::new(&work, "podman5", Some(debian13))?,
             work,
-        };
-        lab.shape(true);
-        Ok(lab)
+        })
+    }
+
+    /// The link from now on.
+    pub(super) fn set_link(&self, link: Link) {
+        self.link.set(Some(link));
+        self.shape(true);
+    }
+
+    /// Seconds that the link adds to a request.
+    pub(super) fn latency(&self) -> f64 {
+        self.link
+            .get()
+            .map_or(0.0, |link| link.latency().as_secs_f64())
+    }
+
+    /// Bytes a second of the link; `None`: as fast as it goes.
+    pub(super) fn bandwidth(&self) -> Option<u64> {
+        self.link.get().and_then(Link::bandwidth)
     }
 
     /// Makes the link as slow as it is meant to be, or as fast as it goes.
     pub(super) fn shape(&self, on: bool) {
-        let latency = if on {
-            self.link.latency
-        } else {
-            std::time::Duration::ZERO
-        };
+        let link = self.link.get().filter(|_| on);
+        let latency = link.map_or(Duration::ZERO, Link::latency);
         self.proxy.set_latency(latency);
         self.proxy.set_connection_latency(latency);
-        self.proxy.set_bandwidth(self.link.bandwidth.filter(|_| on));
+        self.proxy.set_bandwidth(link.and_then(Link::bandwidth));
     }
 
     /// Empties the machine's page cache, and fills it with what is there before a start: on a registry elsewhere the
@@ -92,16 +114,23 @@ impl Lab {
         Ok(())
     }
 
-    /// Podman with an empty storage, with the store or without.
-    pub(super) fn podman(&self, name: &str, store: Option<&Store<'_>>) -> Result<Podman<'_>> {
+    /// Podman with an empty storage, with the layer store mounted there or without.
+    pub(super) fn podman(&self, name: &str, store: Option<&Path>) -> Result<Podman<'_>> {
         let directory = self.work.path().join(name);
-        let mount = store.map(Store::mount);
-        Podman::new(
-            &self.engine,
-            Generation::ByToc,
-            &directory,
-            mount.as_deref(),
-        )
+        Podman::new(&self.engine, Generation::ByToc, &directory, store)
+    }
+
+    /// stargz-store, running, with nothing cached; `None` where there is none.
+    pub(super) fn peer(&self, name: &str) -> Result<Option<Peer>> {
+        let program = self.peer.as_deref();
+        program
+            .map(|program| Peer::start(&self.work, program, name))
+            .transpose()
+    }
+
+    /// Whether there is a stargz-store.
+    pub(super) fn has_peer(&self) -> bool {
+        self.peer.is_some()
     }
 
     /// A store that does not run yet.

@@ -8,6 +8,8 @@ use forelayer_profiler::model::{PAGE, Profile, Run};
 use forelayer_tests::engine::store::Store;
 use serde::Serialize;
 
+use super::stats::median;
+
 /// Round trips before the first byte of a layer can come: the engine's three, then manifest, TOC and the first range.
 const ROUND_TRIPS: f64 = 6.0;
 
@@ -20,6 +22,12 @@ pub(super) struct Limit {
     pub(super) g: f64,
     /// From the first exec to ready, everything local and warm.
     pub(super) t_w: f64,
+    /// Before the first byte of a layer can come.
+    l0: f64,
+    /// Bytes a second.
+    bandwidth: f64,
+    /// G and T_w of each start that this is the median of.
+    pub(super) warm: Vec<(f64, f64)>,
     /// Compressed bytes of all chunks that are needed.
     pub(super) bytes: u64,
     /// Chunks in the order in which they are first needed: seconds from the pull's start, bytes up to it.
@@ -34,28 +42,83 @@ pub(super) struct Need {
     pub(super) bytes: u64,
 }
 
+/// What the witness recorded of a start with everything local and warm.
+#[derive(Debug, Clone)]
+pub(super) struct Warm {
+    g: f64,
+    t_w: f64,
+    /// In any order.
+    needs: Vec<Need>,
+}
+
 /// T* of needs in any order.
 pub(super) fn t_star(g: f64, t_w: f64, l0: f64, bandwidth: f64, needs: &mut [Need]) -> f64 {
     needs.sort_by(|a, b| a.at.total_cmp(&b.at));
-    let (mut limit, mut bytes) = (g + t_w, 0_u64);
-    for need in needs {
+    let mut bytes = 0_u64;
+    let needs = needs.iter().map(|need| {
         bytes += need.bytes;
-        #[expect(clippy::cast_precision_loss, reason = "bytes of an image")]
-        let came = l0 + bytes as f64 / bandwidth;
-        limit = limit.max(came + (t_w - need.at).max(0.0));
-    }
-    limit
+        (need.at, bytes)
+    });
+    in_order(g, t_w, l0, bandwidth, needs)
 }
 
-/// Of the newest recorded start of the store, whose pull began at `begun` (Unix time) and which was `ready` so long
-/// after.
-pub(super) fn of(
-    store: &Store<'_>,
-    begun: f64,
-    ready: f64,
-    latency: f64,
+/// T* of needs by time (from the first exec), with the bytes up to each.
+fn in_order(
+    g: f64,
+    t_w: f64,
+    l0: f64,
     bandwidth: f64,
-) -> Result<Limit> {
+    needs: impl Iterator<Item = (f64, u64)>,
+) -> f64 {
+    needs.fold(g + t_w, |limit, (at, bytes)| {
+        #[expect(clippy::cast_precision_loss, reason = "bytes of an image")]
+        let came = l0 + bytes as f64 / bandwidth;
+        limit.max(came + (t_w - at).max(0.0))
+    })
+}
+
+impl Limit {
+    /// From the warm starts of a case: medians of G and T_w, the needs of the start whose T_w is nearest to its median.
+    /// `latency` in seconds, `bandwidth` in bytes a second.
+    pub(super) fn of(warm: &[Warm], latency: f64, bandwidth: f64) -> Result<Self> {
+        let g = median(&warm.iter().map(|warm| warm.g).collect::<Vec<_>>());
+        let t_w = median(&warm.iter().map(|warm| warm.t_w).collect::<Vec<_>>());
+        let away = |warm: &Warm| (warm.t_w - t_w).abs();
+        let nearest = (warm.iter())
+            .min_by(|a, b| away(a).total_cmp(&away(b)))
+            .context("no warm start")?;
+        let l0 = ROUND_TRIPS * latency;
+        let mut needs = nearest.needs.clone();
+        let t_star = t_star(g, t_w, l0, bandwidth, &mut needs);
+        let mut bytes = 0;
+        let needs = needs
+            .into_iter()
+            .map(|need| {
+                bytes += need.bytes;
+                (g + need.at, bytes)
+            })
+            .collect();
+        Ok(Self {
+            t_star,
+            g,
+            t_w,
+            l0,
+            bandwidth,
+            warm: warm.iter().map(|warm| (warm.g, warm.t_w)).collect(),
+            bytes,
+            needs,
+        })
+    }
+
+    /// T* if G and T_w were these.
+    pub(super) fn with(&self, g: f64, t_w: f64) -> f64 {
+        let needs = (self.needs.iter()).map(|&(at, bytes)| (at - self.g, bytes));
+        in_order(g, t_w, self.l0, self.bandwidth, needs)
+    }
+}
+
+/// The newest recorded start of the store, whose pull began at `begun` (Unix time) and which was `ready` so long after.
+pub(super) fn recorded(store: &Store<'_>, begun: f64, ready: f64) -> Result<Warm> {
     let profiles = store
         .profiles()?
         .iter()
@@ -72,23 +135,10 @@ pub(super) fn of(
         g > 0.0 && g < ready,
         "the first exec came {g} s after the pull's start, ready after {ready} s"
     );
-    let t_w = ready - g;
-    let mut needs = needs(store, run)?;
-    let t_star = t_star(g, t_w, ROUND_TRIPS * latency, bandwidth, &mut needs);
-    let mut bytes = 0;
-    let needs = needs
-        .into_iter()
-        .map(|need| {
-            bytes += need.bytes;
-            (g + need.at, bytes)
-        })
-        .collect();
-    Ok(Limit {
-        t_star,
+    Ok(Warm {
         g,
-        t_w,
-        bytes,
-        needs,
+        t_w: ready - g,
+        needs: needs(store, run)?,
     })
 }
 
@@ -161,5 +211,31 @@ mod tests {
         // In whatever order they are given.
         let mut needs = [need(1.9, 2_000_000), need(0.0, 1_000_000)];
         is(t_star(0.5, 2.0, 0.3, 1e6, &mut needs), 3.4);
+    }
+
+    impl Warm {
+        /// A start that needs nothing.
+        pub(in crate::bench) fn new(g: f64, t_w: f64) -> Self {
+            let needs = Vec::new();
+            Self { g, t_w, needs }
+        }
+    }
+
+    #[test]
+    fn a_limit_has_medians_and_the_needs_of_the_start_in_the_middle() {
+        let warm = |g, t_w, bytes| Warm {
+            g,
+            t_w,
+            needs: vec![need(0.5, bytes), need(0.0, bytes)],
+        };
+        let starts = [warm(0.3, 2.0, 1), warm(0.4, 1.0, 2), warm(0.9, 1.2, 3)];
+        let limit = Limit::of(&starts, 0.05, 1e6).expect("a limit");
+        is(limit.g, 0.4);
+        is(limit.t_w, 1.2);
+        is(limit.t_star, 1.6);
+        assert_eq!(limit.needs, [(0.4, 3), (0.9, 6)]);
+        is(limit.with(0.4, 1.2), limit.t_star);
+        is(limit.with(0.5, 2.0), 2.5);
+        assert!(Limit::of(&[], 0.05, 1e6).is_err());
     }
 }

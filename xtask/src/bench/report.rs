@@ -1,36 +1,45 @@
-//! The figures: medians in a table, everything in JSON.
+//! The figures: medians and intervals in tables, everything in JSON.
+
+use std::fmt::Write as _;
 
 use serde::Serialize;
 
 use super::{
     limit::Limit,
+    link::Link,
     start::{Mode, Start},
+    stats::{ENOUGH, Estimate, median},
+    summary::Summary,
 };
 
 /// All cases of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    pub(super) latency_ms: u64,
-    pub(super) bandwidth_mbit: u64,
+    /// Whether there was a stargz-store to measure.
+    pub(super) peer: bool,
     pub(super) cases: Vec<Case>,
 }
 
-/// An image in a format.
+/// An image in a format, over a link.
 #[derive(Debug, Serialize)]
 pub(super) struct Case {
     pub(super) image: String,
     pub(super) format: String,
+    pub(super) link: Link,
     pub(super) starts: Vec<Start>,
     pub(super) limit: Option<Limit>,
+    pub(super) summary: Summary,
 }
 
 impl Case {
-    pub(super) fn new(image: &str, format: &str) -> Self {
+    pub(super) fn new(image: &str, format: &str, link: Link) -> Self {
         Self {
             image: image.to_owned(),
             format: format.to_owned(),
+            link,
             starts: Vec::new(),
             limit: None,
+            summary: Summary::default(),
         }
     }
 
@@ -43,7 +52,12 @@ impl Case {
         starts
     }
 
-    /// The start of a mode whose ready time is the median.
+    /// Seconds to ready of the starts of a mode.
+    pub(super) fn ready(&self, mode: Mode) -> Vec<f64> {
+        self.of(mode).iter().map(|start| start.ready).collect()
+    }
+
+    /// The start of a mode whose ready time is the median, of an even number the slower of the two.
     pub(super) fn median(&self, mode: Mode) -> Option<&Start> {
         let starts = self.of(mode);
         starts.get(starts.len() / 2).copied()
@@ -51,60 +65,128 @@ impl Case {
 }
 
 impl Report {
-    pub(super) fn new(latency_ms: u64, bandwidth_mbit: u64) -> Self {
+    pub(super) fn new(peer: bool) -> Self {
         Self {
-            latency_ms,
-            bandwidth_mbit,
+            peer,
             cases: Vec::new(),
         }
     }
 
+    /// Takes a case in. The peer's starts count for all formats of the image.
+    pub(super) fn add(&mut self, case: Case) {
+        self.cases.push(case);
+        let peers: Vec<Vec<f64>> = (self.cases.iter())
+            .map(|case| {
+                (self.cases.iter())
+                    .filter(|other| other.image == case.image && other.link == case.link)
+                    .flat_map(|other| other.ready(Mode::Peer))
+                    .collect()
+            })
+            .collect();
+        for (case, peer) in self.cases.iter_mut().zip(&peers) {
+            case.summary = Summary::of(case, peer);
+        }
+    }
+
     /// As Markdown.
-    pub(super) fn table(&self) -> String {
-        let mut text = format!(
-            "{} ms, {}; medians in seconds\n\n| image | format | full | local | unlearned | learned | T* | learned / T* | on demand | stalled | waste |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
-            self.latency_ms,
-            match self.bandwidth_mbit {
-                0 => "as fast as it goes".to_owned(),
-                rate => format!("{rate} Mbit/s"),
-            }
-        );
+    pub(super) fn tables(&self) -> String {
+        let mut text = String::new();
+        if self.cases.iter().any(|case| case.summary.starts < ENOUGH) {
+            let _ = writeln!(text, "Fewer than {ENOUGH} rounds: no intervals.\n");
+        }
+        if !self.peer {
+            text.push_str("No stargz-store here: the peer was not measured, and the cut is that of our own unlearned start.\n\n");
+        }
+        text.push_str("Seconds to ready (medians), and against the limit [95 % interval]:\n\n| image | format | link | full | local | peer | unlearned | learned | T* | T / T* | T - T* | penalty cut |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         for case in &self.cases {
-            let ready = |mode| {
-                case.median(mode)
-                    .map_or_else(|| "-".to_owned(), |start| format!("{:.2}", start.ready))
-            };
-            let learned = case.median(Mode::Learned);
-            let (t_star, ratio) = case.limit.as_ref().zip(learned).map_or_else(
-                || ("-".to_owned(), "-".to_owned()),
-                |(limit, learned)| {
-                    (
-                        format!("{:.2}", limit.t_star),
-                        format!("{:.2}", learned.ready / limit.t_star),
-                    )
-                },
-            );
-            let counts = learned.and_then(|start| start.store.as_ref());
-            let (demanded, stalled, waste) = counts.map_or_else(Default::default, |counts| {
-                let fetched = counts.predicted.max(1);
-                (
-                    counts.demanded.to_string(),
-                    format!("{:.2}", counts.stalled),
-                    format!("{} of {fetched} chunks", counts.waste),
-                )
-            });
-            text.push_str(&format!(
-                "| {} | {} | {} | {} | {} | {} | {t_star} | {ratio} | {demanded} | {stalled} | {waste} |\n",
-                case.image,
-                case.format,
-                ready(Mode::Full),
-                ready(Mode::Local),
-                ready(Mode::Unlearned),
-                ready(Mode::Learned),
-            ));
+            self.times(&mut text, case);
+        }
+        text.push_str("\nWhat the learned starts cost until ready (the median start):\n\n| image | format | link | MB | requests | on demand | late | waste | gap MB | stalled | unlearned: stalled | store's CPU s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+        for case in &self.cases {
+            costs(&mut text, case);
         }
         text
     }
+
+    fn times(&self, text: &mut String, case: &Case) {
+        let ready = |mode| match case.ready(mode) {
+            starts if starts.is_empty() => "–".to_owned(),
+            starts => format!("{:.2}", median(&starts)),
+        };
+        let Summary {
+            ratio,
+            over,
+            cut_peer,
+            cut_unlearned,
+            ..
+        } = case.summary;
+        let t_star = case.limit.as_ref().map_or(0.0, |limit| limit.t_star);
+        let cut = if self.peer { cut_peer } else { cut_unlearned };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {t_star:.2} | {} | {} | {} |",
+            case.image,
+            case.format,
+            case.link,
+            ready(Mode::Full),
+            ready(Mode::Local),
+            ready(Mode::Peer),
+            ready(Mode::Unlearned),
+            ready(Mode::Learned),
+            shown(ratio, 1.0, ""),
+            shown(over, 1.0, ""),
+            shown(cut, 100.0, " %"),
+        );
+    }
+}
+
+/// An estimate with its interval, in another unit.
+pub(super) fn shown(estimate: Option<Estimate>, factor: f64, unit: &str) -> String {
+    let digits = if factor > 1.0 { 0 } else { 2 };
+    let Some(Estimate { value, interval }) = estimate else {
+        return "–".to_owned();
+    };
+    let mut text = format!("{:.digits$}{unit}", value * factor);
+    if let Some((low, high)) = interval {
+        let _ = write!(
+            text,
+            " [{:.digits$}, {:.digits$}]",
+            low * factor,
+            high * factor
+        );
+    }
+    text
+}
+
+fn costs(text: &mut String, case: &Case) {
+    let Some(start) = case.median(Mode::Learned) else {
+        return;
+    };
+    let Some(counts) = &start.store else { return };
+    let stalled = |start: &Start| start.store.as_ref().map(|counts| counts.stalled);
+    let of = |map: &std::collections::BTreeMap<String, u64>, name: &str| {
+        map.get(name).copied().unwrap_or_default()
+    };
+    let _ = writeln!(
+        text,
+        "| {} | {} | {} | {:.1} | {} | {} | {} | {} of {} | {:.1} | {:.2} | {:.2} | {:.2} | {:.0} |",
+        case.image,
+        case.format,
+        case.link,
+        megabytes(start.bytes),
+        start.requests,
+        of(&counts.chunks, "demand"),
+        counts.predicted("late"),
+        counts.predicted("waste"),
+        of(&counts.chunks, "predicted"),
+        megabytes(of(&counts.bytes, "gap")),
+        counts.stalled,
+        case.median(Mode::Unlearned)
+            .and_then(stalled)
+            .unwrap_or_default(),
+        start.cpu(),
+        megabytes(start.peak()),
+    );
 }
 
 /// A case in one line.
@@ -115,8 +197,15 @@ pub(super) fn line(case: &Case) -> String {
             limit.t_star,
             limit.g,
             limit.t_w,
-            limit.bytes as f64 / 1e6,
+            megabytes(limit.bytes),
             limit.needs.len()
         )
     })
+}
+
+/// In 1e6 bytes.
+pub(super) fn megabytes(bytes: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "bytes of an image")]
+    let bytes = bytes as f64;
+    bytes / 1e6
 }
