@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// How often each mode is started; the modes take turns
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: u32,
+    /// Only these; a first unlearned start is always made where a learned one is
+    #[arg(long = "mode", value_enum, value_name = "MODE")]
+    modes: Vec<Mode>,
     /// The program stargz-store, to be measured beside; unless given, the one on the PATH if there is one
     #[arg(long, value_name = "PATH")]
     peer: Option<PathBuf>,
@@ -102,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             lab.set_link(link);
             let formats = args.formats.iter().map(|format| format.tests());
             for format in formats.filter(|&format| image.has(format)) {
-                let case = case(&mut bench, image, link, format, args.rounds)
+                let case = case(&mut bench, image, link, format, args)
                     .with_context(|| format!("{} as {}", image.name(), format.name()))?;
                 report.add(case);
                 // What was measured stays, however the rest goes.
@@ -127,15 +130,19 @@ fn case(
     image: Image,
     link: Link,
     format: formats::Format,
-    rounds: u32,
+    args: &Args,
 ) -> Result<Case> {
     println!("{} as {}, {link}:", image.name(), format.name());
     let mut case = Case::new(image.name(), format.name(), link);
     let modes: Vec<Mode> = (Mode::ALL.into_iter())
         .filter(|&mode| bench.can(mode, format))
         .collect();
-    for round in 1..=rounds {
-        for &mode in &modes {
+    let wanted = |mode, round| {
+        let all = args.modes.is_empty() || args.modes.contains(&mode);
+        all || round == 1 && mode == Mode::Unlearned
+    };
+    for round in 1..=args.rounds {
+        for &mode in modes.iter().filter(|&&mode| wanted(mode, round)) {
             let start = bench
                 .start(mode, format)
                 .with_context(|| format!("{}, round {round}", mode.name()))?;

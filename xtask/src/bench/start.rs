@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::cost::{Cost, Counts};
 
 /// How an image is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Mode {
     /// The ordinary image without a store.
