@@ -17,6 +17,7 @@ mod entry;
 mod json;
 mod layout;
 mod name;
+mod piped;
 pub mod refusal;
 mod section;
 mod tree;

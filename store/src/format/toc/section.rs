@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{TocError, entry::RawEntry, json, name::TOC_FILE};
+use super::{TocError, entry::RawEntry, json, name::TOC_FILE, piped::piped};
 use crate::{
     digest::Digest,
     format::{LayerFormat, footer::TocPlace, limits::Limits},
@@ -41,24 +41,28 @@ pub(super) fn read(
             }
             let decoder =
                 zstd::stream::read::Decoder::with_buffer(section).map_err(TocError::Unpack)?;
-            let mut reader = Counted {
-                // One byte more than it may have shows that it has more.
-                reader: decoder.take(len + 1),
-                hasher: None,
-                count: 0,
-            };
-            let read = json::read_entries(&mut reader, max_entry, on_entry);
-            if reader.count > len {
+            // One byte more than it may have shows that it has more.
+            let unpacked = decoder.take(len + 1);
+            let (read, count) = piped(unpacked, |pipe| {
+                let mut reader = Counted {
+                    reader: pipe,
+                    hasher: None,
+                    count: 0,
+                };
+                let read = json::read_entries(&mut reader, max_entry, on_entry);
+                (read, reader.count)
+            })
+            .map_err(TocError::Unpack)?;
+            if count > len {
                 return Err(TocError::Size {
-                    len: reader.count,
+                    len: count,
                     limit: len,
                 });
             }
             read?;
-            if place.raw_len.is_some_and(|raw_len| raw_len != reader.count) {
+            if place.raw_len.is_some_and(|raw_len| raw_len != count) {
                 return Err(TocError::Place(format!(
-                    "it decompresses to {} bytes, not to {len}",
-                    reader.count
+                    "it decompresses to {count} bytes, not to {len}"
                 )));
             }
             Ok(found)
@@ -72,26 +76,29 @@ pub(super) fn read(
                     limit: limits.max_toc_bytes,
                 });
             }
-            let mut reader = Counted {
-                reader: unpacked.take(len),
-                hasher: Some(Sha256::new()),
-                count: 0,
-            };
-            let read = json::read_entries(&mut reader, max_entry, on_entry);
-            // All of it belongs to the digest, also what comes behind an error.
-            let drained = io::copy(&mut reader, &mut io::sink());
-            let hash = reader.hasher.take().unwrap_or_default();
-            if drained.is_ok() && reader.count == len {
-                compare(Digest::from_bytes(hash.finalize().into()))
-                    .and_then(|found| read.map(|()| found))
-            } else {
-                read.and_then(|()| {
-                    Err(TocError::Archive(format!(
-                        "{TOC_FILE} ends after {} of {len} bytes",
-                        reader.count
-                    )))
-                })
-            }
+            piped(unpacked.take(len), |pipe| {
+                let mut reader = Counted {
+                    reader: pipe,
+                    hasher: Some(Sha256::new()),
+                    count: 0,
+                };
+                let read = json::read_entries(&mut reader, max_entry, on_entry);
+                // All of it belongs to the digest, also what comes behind an error.
+                let drained = io::copy(&mut reader, &mut io::sink());
+                let hash = reader.hasher.take().unwrap_or_default();
+                if drained.is_ok() && reader.count == len {
+                    compare(Digest::from_bytes(hash.finalize().into()))
+                        .and_then(|found| read.map(|()| found))
+                } else {
+                    read.and_then(|()| {
+                        Err(TocError::Archive(format!(
+                            "{TOC_FILE} ends after {} of {len} bytes",
+                            reader.count
+                        )))
+                    })
+                }
+            })
+            .map_err(TocError::Unpack)?
         }
     }
 }
