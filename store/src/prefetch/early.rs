@@ -8,7 +8,7 @@
 //! document that is wrong costs its bytes and nothing else. Format: docs/formats.md, "Early requests".
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     io::Write as _,
     ops::Range,
@@ -161,6 +161,13 @@ impl EarlyRequests {
         requests
     }
 
+    /// Leaves out the blobs that the store has layers of: their TOCs are not asked for, and their plan needs no head
+    /// start.
+    pub fn leave_out(&mut self, known: &HashSet<Digest>) {
+        (self.metadata.ranges).retain(|range| !known.contains(&range.blob));
+        self.content.retain(|range| !known.contains(&range.blob));
+    }
+
     /// What is kept of an image in a directory; `None` if nothing.
     ///
     /// # Errors
@@ -256,8 +263,10 @@ fn path(dir: &Path, image: &str) -> PathBuf {
 
 /// The ranges of the blobs that hold these chunks, first needed first.
 fn ranges(steps: &[PlanStep]) -> Result<Vec<BlobRange>, IndexError> {
-    // By blob: its size, and each chunk's span with its place in the order.
-    let mut blobs: HashMap<Digest, (u64, Vec<(Range<u64>, usize)>)> = HashMap::new();
+    /// A chunk's bytes, and its place in the order.
+    type Placed = (Range<u64>, usize);
+    // By blob: its size, and the chunks.
+    let mut blobs: HashMap<Digest, (u64, Vec<Placed>)> = HashMap::new();
     for (order, step) in steps.iter().enumerate() {
         let facts = step.layer.index.facts();
         let Some(chunk) = step.layer.index.chunk(step.chunk)? else {

@@ -85,6 +85,15 @@ fn small_content_goes_with_the_metadata_and_the_rest_follows() {
 }
 
 #[test]
+fn layers_that_are_there_are_not_asked_for_again() {
+    let mut early = EarlyRequests::of("h/i:1", metadata(), content(3, 1000));
+    early.leave_out(&HashSet::from([Digest::of(b"another")]));
+    assert_eq!(early.requests(8).len(), 4);
+    early.leave_out(&HashSet::from([Digest::of(b"layer")]));
+    assert_eq!(early.requests(8).len(), 1, "only the config");
+}
+
+#[test]
 fn what_was_kept_of_an_image_is_found_again_and_of_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let early = EarlyRequests::of("h/i:1", metadata(), content(3, 10));

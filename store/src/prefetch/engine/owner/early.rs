@@ -2,7 +2,7 @@
 //! profiles when a start was learned.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -60,6 +60,13 @@ impl Owner {
                 None
             }
         };
+        let known: HashSet<Digest> = (self.parts.library.images().iter())
+            .flat_map(|(_, layers)| layers.iter().map(|layer| *layer.blob()))
+            .collect();
+        let requests = requests.map(|mut requests| {
+            requests.leave_out(&known);
+            requests
+        });
         let _runtime = self.runtime.enter();
         let ahead = requests.and_then(|requests| self.parts.lanes.ahead(reference, &requests));
         let until = Instant::now() + LOOKUP;
