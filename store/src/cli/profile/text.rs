@@ -136,7 +136,8 @@ pub(super) fn profile(path: &Path, profile: &Profile, files: usize) -> String {
     text
 }
 
-fn level(run: &Run) -> String {
+/// What saw a run, and what is special about it.
+pub(super) fn level(run: &Run) -> String {
     let mut text = format!("{:?}", run.level).to_lowercase();
     for (is, word) in [(run.cut, ", cut"), (run.pinned, ", pinned")] {
         text += if is { word } else { "" };
@@ -144,7 +145,8 @@ fn level(run: &Run) -> String {
     text
 }
 
-fn unused(run: &Run) -> u64 {
+/// Pages that were fetched for a run and not touched by it.
+pub(super) fn unused(run: &Run) -> u64 {
     (run.predicted_unused.iter())
         .flat_map(|file| &file.ranges)
         .map(|range| u64::from(range.pages))
@@ -152,7 +154,7 @@ fn unused(run: &Run) -> u64 {
 }
 
 /// Unix milliseconds as a date; what is after the year 9999 comes from a broken clock.
-fn time(ms: u64) -> String {
+pub(super) fn time(ms: u64) -> String {
     const END: u64 = 253_402_300_800_000;
     if ms >= END {
         return "?".to_owned();
