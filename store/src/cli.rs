@@ -1,5 +1,6 @@
 //! The command line: arguments in, a call, a printed result. One file a subcommand.
 
+mod bench;
 mod log;
 mod mount;
 mod prefetch;
@@ -8,6 +9,7 @@ mod record;
 mod recording;
 mod serve;
 mod status;
+mod table;
 mod warm;
 mod watch;
 
@@ -58,6 +60,8 @@ enum Command {
     Prefetch(prefetch::Args),
     /// Show what is served and how much of it is here
     Status(status::Args),
+    /// Start an image cold without the store, unlearned and learned, and compare
+    Bench(bench::Args),
     /// Look paths up in the mounts, for the store itself
     #[command(hide = true)]
     Warm(warm::Args),
@@ -84,6 +88,7 @@ impl Cli {
             Command::Profile(args) => wait(profile::run(&args, &config)),
             Command::Prefetch(args) => wait(prefetch::run(&args, &config)),
             Command::Status(args) => wait(status::run(&args, &config)),
+            Command::Bench(args) => wait(bench::run(&args, &config)),
         }
     }
 }

@@ -11,7 +11,7 @@ use forelayer_profiler::{
     profiles::Listed,
 };
 
-use super::super::human;
+use crate::cli::{human, table::table};
 
 /// One line a file.
 pub(super) fn list(listed: &[Listed], dir: &Path) -> String {
@@ -160,23 +160,6 @@ pub(super) fn time(ms: u64) -> String {
         return "?".to_owned();
     }
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
-}
-
-/// Left-aligned columns two blanks apart; the first row is the head.
-pub(super) fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or_default()
-    });
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
 }
 
 #[cfg(test)]
