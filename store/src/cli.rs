@@ -48,21 +48,22 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Hold the mounts (forelayer-mount.service)
+    // Not doc comments: those would take the place of the commands' own, longer texts.
+    #[command(about = "Hold the mounts (forelayer-mount.service)")]
     Mount(mount::Args),
-    /// Serve layers (forelayer.service)
+    #[command(about = "Serve layers (forelayer.service)")]
     Serve(serve::Args),
-    /// Watch containers start (forelayer-profiler.service)
+    #[command(about = "Watch containers start (forelayer-profiler.service)")]
     Watch(watch::Args),
-    /// Record, list, show, compare, pass on, pin and delete profiles
+    #[command(about = "Record, list, show, compare, pass on, pin and delete profiles")]
     Profile(profile::Args),
-    /// Fetch an image ahead, now
+    #[command(about = "Fetch an image ahead, now")]
     Prefetch(prefetch::Args),
-    /// Show what is served and how much of it is here
+    #[command(about = "Show what is served and how much of it is here")]
     Status(status::Args),
-    /// Start an image cold without the store, unlearned and learned, and compare
+    #[command(about = "Start an image cold without the store, unlearned and learned, and compare")]
     Bench(bench::Args),
-    /// Look paths up in the mounts, for the store itself
+    #[command(about = "Look paths up in the mounts, for the store itself")]
     #[command(hide = true)]
     Warm(warm::Args),
 }

@@ -47,3 +47,21 @@ fn rounds_are_bounded() {
         assert!(error.contains("--rounds"), "{error}");
     }
 }
+
+#[test]
+fn the_help_says_what_happens_and_how_it_ends() {
+    for (command, words) in [
+        ("bench", "deletes it at the end"),
+        ("bench", "130 after SIGINT"),
+        ("watch", "77 when the kernel refuses"),
+    ] {
+        let help = Command::new(env!("CARGO_BIN_EXE_forelayer"))
+            .args([command, "--help"])
+            .output()
+            .unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        // Lines are broken to the terminal's width.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(words), "{words:?} is not in\n{help}");
+    }
+}

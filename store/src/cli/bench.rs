@@ -35,7 +35,7 @@ const STOPPED: u8 = 130;
 ///
 /// Needs root, Podman, and a registry with IMAGE in eStargz or zstd:chunked. Works in a directory of its own, with a
 /// store and an engine storage of its own, and deletes it at the end; a store that runs is not touched. The page cache
-/// of the machine is dropped before each start. Each start pulls the image again: one of 1 GB, three rounds, are 4 GB.
+/// of the machine is dropped before each start. All starts but the local ones ask the registry again.
 ///
 /// Exit status: 0, or 1 when something failed or could not be removed, or 130 after SIGINT or SIGTERM.
 ///
