@@ -1,5 +1,6 @@
 //! The command line: arguments in, a call, a printed result. One file a subcommand.
 
+mod bench;
 mod log;
 mod mount;
 mod prefetch;
@@ -8,6 +9,7 @@ mod record;
 mod recording;
 mod serve;
 mod status;
+mod table;
 mod warm;
 mod watch;
 
@@ -46,19 +48,22 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Hold the mounts (forelayer-mount.service)
+    // Not doc comments: those would take the place of the commands' own, longer texts.
+    #[command(about = "Hold the mounts (forelayer-mount.service)")]
     Mount(mount::Args),
-    /// Serve layers (forelayer.service)
+    #[command(about = "Serve layers (forelayer.service)")]
     Serve(serve::Args),
-    /// Watch containers start (forelayer-profiler.service)
+    #[command(about = "Watch containers start (forelayer-profiler.service)")]
     Watch(watch::Args),
-    /// Record, list, show, compare, pass on, pin and delete profiles
+    #[command(about = "Record, list, show, compare, pass on, pin and delete profiles")]
     Profile(profile::Args),
-    /// Fetch an image ahead, now
+    #[command(about = "Fetch an image ahead, now")]
     Prefetch(prefetch::Args),
-    /// Show what is served and how much of it is here
+    #[command(about = "Show what is served and how much of it is here")]
     Status(status::Args),
-    /// Look paths up in the mounts, for the store itself
+    #[command(about = "Start an image cold without the store, unlearned and learned, and compare")]
+    Bench(bench::Args),
+    #[command(about = "Look paths up in the mounts, for the store itself")]
     #[command(hide = true)]
     Warm(warm::Args),
 }
@@ -84,6 +89,7 @@ impl Cli {
             Command::Profile(args) => wait(profile::run(&args, &config)),
             Command::Prefetch(args) => wait(prefetch::run(&args, &config)),
             Command::Status(args) => wait(status::run(&args, &config)),
+            Command::Bench(args) => wait(bench::run(&args, &config)),
         }
     }
 }

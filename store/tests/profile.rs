@@ -163,6 +163,32 @@ fn profiles_are_listed_shown_and_deleted() {
 }
 
 #[test]
+fn a_start_is_drawn_as_a_page() {
+    let home = Home::new();
+    let app = home.learn("h/app:1", "app");
+    let (code, page, error) = home.profile(&["show", &app, "--html"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(page.starts_with("<!doctype html>"), "{page}");
+    for words in ["h/app:1 (app-", "/usr/bin/app: 16.00 KiB", "2023-11-14T22"] {
+        assert!(page.contains(words), "{words:?} is not in\n{page}");
+    }
+    let file = home.dir.path().join("start.html");
+    let path = file.to_str().unwrap();
+    let (code, out, _) = home.profile(&["show", &app, "--html", "--run", "0a", "-o", path]);
+    assert_eq!((code, out.as_str()), (0, ""));
+    assert_eq!(fs::read_to_string(&file).unwrap(), page);
+
+    // All workloads of an image are on one page.
+    home.learn("h/app:1", "sh");
+    let (_, both, _) = home.profile(&["show", "h/app:1", "--html"]);
+    assert_eq!(both.matches("<svg").count(), 2);
+    let (code, _, error) = home.profile(&["show", &app, "--html", "--run", "ff"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("no run begins with \"ff\""), "{error}");
+    assert_eq!(home.profile(&["show", &app, "-o", path]).0, 2);
+}
+
+#[test]
 fn a_pin_is_shown_and_taken_back() {
     let home = Home::new();
     let (app, shell) = (home.learn("h/app:1", "app"), home.learn("h/app:1", "sh"));

@@ -4,10 +4,14 @@
 //! each prediction, and all writers take the directory's lock.
 
 mod compare;
+mod html;
 mod pass;
 mod text;
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, bail};
 use forelayer::config::Config;
@@ -46,8 +50,11 @@ struct List {
 
 /// Show what a profile holds and what it predicts.
 ///
-/// Example: forelayer profile show --json registry.example/python:3 | jq '.runs[0].files[].path'
+/// Examples:
+///   forelayer profile show --json registry.example/python:3 | jq '.runs[0].files[].path'
+///   forelayer profile show --html -o start.html registry.example/python:3
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 struct Show {
     /// A file of `forelayer profile list`, its beginning, or an image's name
     #[arg(value_name = "NAME")]
@@ -58,6 +65,15 @@ struct Show {
     /// Files of the prediction that are printed at most; 0: all
     #[arg(long, value_name = "N", default_value_t = 20)]
     files: usize,
+    /// Draw the newest recorded start as an HTML page: bytes needed by time, programs, files
+    #[arg(long, conflicts_with = "json")]
+    html: bool,
+    /// Draw this start instead: a run of `forelayer profile show`, or its beginning
+    #[arg(long, value_name = "ID", requires = "html")]
+    run: Option<String>,
+    /// Where to write the page [default: standard output]
+    #[arg(short, long, value_name = "FILE", requires = "html")]
+    output: Option<PathBuf>,
 }
 
 /// Pin profiles: the runs that they hold stay, however many newer starts there are, and count fully.
@@ -151,6 +167,11 @@ fn show(args: &Show, config: &Config) -> anyhow::Result<ExitCode> {
     let mut profiles = Vec::new();
     for file in dir.named(within(&args.name, dir.dir()))? {
         profiles.push((dir.dir().join(&file), dir.load(&file)?));
+    }
+    if args.html {
+        let profiles: Vec<_> = profiles.into_iter().map(|(_, profile)| profile).collect();
+        html::write(&profiles, args.run.as_deref(), args.output.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
     }
     match profiles.as_slice() {
         [(_, profile)] if args.json => print!("{}", profile.to_json()),

@@ -6,8 +6,8 @@ use forelayer::config::Config;
 use forelayer_profiler::model::{self, Diff, PAGE, Prediction, Profile};
 use serde_json::json;
 
-use super::{all_named, open, pass, text::table};
-use crate::cli::human;
+use super::{all_named, open, pass};
+use crate::cli::{human, table::table};
 
 /// Compare what two profiles predict: files and bytes of one only, in common, and in another order.
 ///

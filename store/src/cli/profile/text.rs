@@ -11,7 +11,7 @@ use forelayer_profiler::{
     profiles::Listed,
 };
 
-use super::super::human;
+use crate::cli::{human, table::table};
 
 /// One line a file.
 pub(super) fn list(listed: &[Listed], dir: &Path) -> String {
@@ -136,7 +136,8 @@ pub(super) fn profile(path: &Path, profile: &Profile, files: usize) -> String {
     text
 }
 
-fn level(run: &Run) -> String {
+/// What saw a run, and what is special about it.
+pub(super) fn level(run: &Run) -> String {
     let mut text = format!("{:?}", run.level).to_lowercase();
     for (is, word) in [(run.cut, ", cut"), (run.pinned, ", pinned")] {
         text += if is { word } else { "" };
@@ -144,7 +145,8 @@ fn level(run: &Run) -> String {
     text
 }
 
-fn unused(run: &Run) -> u64 {
+/// Pages that were fetched for a run and not touched by it.
+pub(super) fn unused(run: &Run) -> u64 {
     (run.predicted_unused.iter())
         .flat_map(|file| &file.ranges)
         .map(|range| u64::from(range.pages))
@@ -152,29 +154,12 @@ fn unused(run: &Run) -> u64 {
 }
 
 /// Unix milliseconds as a date; what is after the year 9999 comes from a broken clock.
-fn time(ms: u64) -> String {
+pub(super) fn time(ms: u64) -> String {
     const END: u64 = 253_402_300_800_000;
     if ms >= END {
         return "?".to_owned();
     }
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
-}
-
-/// Left-aligned columns two blanks apart; the first row is the head.
-pub(super) fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or_default()
-    });
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
 }
 
 #[cfg(test)]
