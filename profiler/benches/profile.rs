@@ -139,7 +139,7 @@ fn bench(criterion: &mut Criterion) {
         bencher.iter(|| Profile::from_json(black_box(text.as_bytes())).unwrap());
     });
     group.bench_function("to_json", |bencher| {
-        bencher.iter(|| black_box(&ours).to_json())
+        bencher.iter(|| black_box(&ours).to_json());
     });
     group.finish();
 }
