@@ -5,6 +5,8 @@
 
 mod arrivals;
 mod backoff;
+#[doc(hidden)]
+pub mod bench;
 mod decode;
 mod executor;
 mod origin;
