@@ -82,7 +82,10 @@ fn open(id: i32) -> Option<OwnedFd> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use std::process::{Command, Stdio};
+    use std::{
+        io::Read as _,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -92,9 +95,19 @@ mod tests {
         let one = dir.path().join("1");
         let named = |name: &str| {
             let argument = dir.path().join(name);
-            let mut cat = Command::new("sh");
-            cat.args(["-c", "read line", "sh"]).arg(argument);
-            cat.stdin(Stdio::piped()).spawn().unwrap()
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "echo; read line", "sh"]).arg(argument);
+            shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut shell = shell.spawn().unwrap();
+            // Only then has it its arguments for sure: what started it goes on a moment before.
+            let mut line = [0];
+            shell
+                .stdout
+                .as_mut()
+                .unwrap()
+                .read_exact(&mut line)
+                .unwrap();
+            shell
         };
         let (mut other, mut user) = (named("10/graph"), named("1/graph"));
         let ids: Vec<_> = of(&one).into_iter().map(|(id, _)| id).collect();
