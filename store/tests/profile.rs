@@ -152,9 +152,16 @@ fn profiles_are_listed_shown_and_deleted() {
         exists(&home, &other),
         "nothing is deleted when a name is wrong"
     );
+    let early = home.profiles().join("early");
+    let of = |image: &str| early.join(format!("{}.json", Digest::of(image.as_bytes()).hex()));
+    fs::create_dir(&early).unwrap();
+    fs::write(of("h/app:1"), "{}").unwrap();
+    assert_eq!(home.profile(&["delete", &shell]).0, 0);
+    assert!(of("h/app:1").exists(), "another of its profiles is left");
     let (code, out, _) = home.profile(&["delete", "h/app:1"]);
-    assert_eq!((code, out.lines().count()), (0, 2));
+    assert_eq!((code, out.lines().count()), (0, 1));
     assert!(!exists(&home, &app) && !exists(&home, &shell) && exists(&home, &other));
+    assert!(!of("h/app:1").exists(), "it goes with the image's last profile");
     assert_eq!(
         home.profile(&["delete", "--all", "--json"]).1.trim(),
         format!("{{\"deleted\":[{other:?}]}}")

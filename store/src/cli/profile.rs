@@ -9,12 +9,13 @@ mod pass;
 mod text;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context as _, bail};
-use forelayer::config::Config;
+use forelayer::{config::Config, prefetch::early::EarlyRequests};
 use forelayer_profiler::profiles::{Listed, ProfileDir};
 use serde_json::{Value, json};
 
@@ -223,6 +224,13 @@ fn all_named(dir: &ProfileDir, names: &[String]) -> anyhow::Result<Vec<String>> 
     Ok(files)
 }
 
+/// The images that there are profiles of.
+fn images(dir: &ProfileDir) -> BTreeSet<String> {
+    (dir.list().into_iter())
+        .filter_map(|listed| Some(listed.summary.ok()?.identity.image))
+        .collect()
+}
+
 fn delete(args: &Delete, config: &Config) -> anyhow::Result<ExitCode> {
     let mut dir = open(config)?;
     let files = if args.all {
@@ -230,12 +238,17 @@ fn delete(args: &Delete, config: &Config) -> anyhow::Result<ExitCode> {
     } else {
         all_named(&dir, &args.names)?
     };
+    let before = images(&dir);
     let mut deleted = Vec::new();
     for file in files {
         if let Err(error) = dir.delete(&file) {
             bail!("{error}; deleted before: {deleted:?}");
         }
         deleted.push(file);
+    }
+    // What was derived from them goes with the last of an image.
+    for image in before.difference(&images(&dir)) {
+        EarlyRequests::forget(&config.early_dir(), image)?;
     }
     if args.json {
         println!("{}", json!({"deleted": deleted}));

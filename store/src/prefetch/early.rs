@@ -201,6 +201,22 @@ impl EarlyRequests {
         Ok(Some(this))
     }
 
+    /// Removes what is kept of an image, if anything is.
+    ///
+    /// # Errors
+    /// If it is there and cannot be removed.
+    pub fn forget(dir: &Path, image: &str) -> Result<(), EarlyError> {
+        let path = path(dir, image);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(EarlyError::Io {
+                what: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Numbers from a file decide how much is asked for.
     fn check(&self, image: &str) -> Result<(), String> {
         if self.schema != SCHEMA {

@@ -104,6 +104,10 @@ fn what_was_kept_of_an_image_is_found_again_and_of_no_other() {
         Some(early)
     );
     assert_eq!(EarlyRequests::load(dir.path(), "h/i:2").unwrap(), None);
+    for _ in 0..2 {
+        EarlyRequests::forget(dir.path(), "h/i:1").unwrap();
+        assert_eq!(EarlyRequests::load(dir.path(), "h/i:1").unwrap(), None);
+    }
 }
 
 #[test]
