@@ -161,7 +161,10 @@ fn profiles_are_listed_shown_and_deleted() {
     let (code, out, _) = home.profile(&["delete", "h/app:1"]);
     assert_eq!((code, out.lines().count()), (0, 1));
     assert!(!exists(&home, &app) && !exists(&home, &shell) && exists(&home, &other));
-    assert!(!of("h/app:1").exists(), "it goes with the image's last profile");
+    assert!(
+        !of("h/app:1").exists(),
+        "it goes with the image's last profile"
+    );
     assert_eq!(
         home.profile(&["delete", "--all", "--json"]).1.trim(),
         format!("{{\"deleted\":[{other:?}]}}")

@@ -124,11 +124,21 @@ fn second_start(lab: &Lab, generation: Generation, format: Format) -> Result<()>
         first.predicted == 0.0,
         "the first start predicted: {first:?}"
     );
+    ensure!(
+        asked_early(&proxy)? == 0,
+        "a pull that nothing is known of asked for ranges before its manifest"
+    );
+    proxy.log().clear();
     let learned = store.logged("watch", "learned a start")?;
     let run = learned.last().context("no start was learned")?;
     check_workload(&store, run)?;
 
     let second = cold_start(lab, &mut store, generation, &reference, true)?;
+    let early = asked_early(&proxy)?;
+    ensure!(
+        early > 0,
+        "the second pull waited for its manifest before it asked for anything else"
+    );
     let learned = store.logged("watch", "learned a start")?;
     let run = learned.last().context("no start was learned")?;
     println!("{}/{}: first {first:?}", generation.name(), format.name());
@@ -168,6 +178,21 @@ fn second_start(lab: &Lab, generation: Generation, format: Format) -> Result<()>
         second.predicted
     );
     Ok(())
+}
+
+/// Ranges that were asked for before the store had its manifest, which is the last that is asked for: the engine has its
+/// own before it looks for layers.
+fn asked_early(proxy: &Server) -> Result<usize> {
+    let manifests = proxy.log().manifest_requests();
+    let manifest = manifests.iter().max_by_key(|record| record.start);
+    let there = manifest
+        .and_then(|record| record.end)
+        .context("no manifest was asked for")?;
+    let records = proxy.log().records();
+    let early = records
+        .iter()
+        .filter(|record| record.range.is_some() && record.start < there);
+    Ok(early.count())
 }
 
 /// The program is what the numbers are asked of: 20 MB in 300 files over 2 layers.
