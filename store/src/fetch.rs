@@ -23,10 +23,7 @@ use std::{ops::Range, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    config, digest::Digest, image::Layer, metrics::Metrics, prefetch::early::EarlyRequests,
-    registry,
-};
+use crate::{config, digest::Digest, image::Layer, metrics::Metrics, registry};
 pub use arrivals::Arrival;
 use arrivals::Arrivals;
 use executor::{Command, Executor, Wanted};
@@ -154,12 +151,17 @@ impl Fetcher {
         })
     }
 
-    /// Asks the registry of an image for what a pull will need before its layers are known.
+    /// Asks the registry of an image for what a pull will need before its layers are known; `wanted` is told how many
+    /// requests are made at once.
     #[must_use]
-    pub fn ahead(&self, reference: &str, requests: &EarlyRequests) -> Option<registry::Ahead> {
+    pub fn ahead(
+        &self,
+        reference: &str,
+        wanted: impl FnOnce(usize) -> Vec<registry::Early>,
+    ) -> Option<registry::Ahead> {
         let reference: registry::Reference = reference.parse().ok()?;
         let at_once = self.max_ahead_requests;
-        let wanted = requests.requests(at_once);
+        let wanted = wanted(at_once);
         Some(
             self.client
                 .as_ref()?

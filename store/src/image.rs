@@ -6,6 +6,7 @@
 
 pub mod info;
 pub mod manifest;
+mod metadata;
 pub mod records;
 
 mod error;
@@ -19,3 +20,4 @@ mod staged;
 pub use error::LookupError;
 pub use images::{Image, Images, OnLookup, OnSearch, Record};
 pub use layer::{DataMount, Layer};
+pub use metadata::{BlobRange, Metadata};

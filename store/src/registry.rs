@@ -210,7 +210,7 @@ impl Client {
         digest: &Digest,
         max: u64,
     ) -> Option<Bytes> {
-        let piece = self.inner.shelf.whole(repository, digest)?;
+        let piece = self.inner.shelf.hand_out_whole(repository, digest)?;
         if piece.range.end > max {
             return None;
         }
@@ -265,7 +265,7 @@ impl Client {
         range: &Range<u64>,
         caller_counts: bool,
     ) -> Result<RangeBody, RegistryError> {
-        if let Some(piece) = self.inner.shelf.piece(repository, blob, range) {
+        if let Some(piece) = self.inner.shelf.hand_out(repository, blob, range) {
             return Ok(RangeBody::of_early(
                 self,
                 repository,

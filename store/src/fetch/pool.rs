@@ -41,6 +41,13 @@ struct Queues {
     closed: bool,
 }
 
+impl Queues {
+    /// Whether more is urgent than the threads that have nothing else to do can take.
+    fn needs_help(&self) -> bool {
+        self.urgent.len() > self.idle_urgent
+    }
+}
+
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let queues = self.queues.lock();
@@ -89,8 +96,7 @@ impl Pool {
             queues.other.push_back(job);
             &self.shared.other
         };
-        // Those who work ahead help out where more is urgent than the others are.
-        let help = urgent && queues.idle_urgent == 0;
+        let help = urgent && queues.needs_help();
         drop(queues);
         more.notify_one();
         if help {
@@ -123,7 +129,7 @@ fn work(shared: &Shared, decoders: &mut Decoders, ahead: bool) {
             if queues.closed {
                 return;
             }
-            if (!ahead || queues.urgent.len() > queues.idle_urgent)
+            if (!ahead || queues.needs_help())
                 && let Some(job) = queues.urgent.pop_front()
             {
                 break job;
@@ -143,5 +149,71 @@ fn work(shared: &Shared, decoders: &mut Decoders, ahead: bool) {
         if catch_unwind(AssertUnwindSafe(|| job(decoders))).is_err() {
             tracing::error!("a decode job panicked; its chunks count as not brought");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::{sync::mpsc, time::Duration};
+
+    use super::*;
+
+    /// A bound against hanging.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A job that says so and then waits until it may end.
+    fn held(begun: &mpsc::Sender<String>) -> (Job, mpsc::Sender<()>) {
+        let (end, ended) = mpsc::channel();
+        let begun = begun.clone();
+        let job = move |_: &mut Decoders| {
+            let thread = std::thread::current();
+            begun.send(thread.name().unwrap().to_owned()).unwrap();
+            // It ends with its sender too.
+            let _ = ended.recv();
+        };
+        (Box::new(job), end)
+    }
+
+    #[test]
+    fn what_a_reader_waits_for_has_its_own_threads_and_help_where_it_is_more() {
+        // Two that work ahead and one for readers.
+        let pool = Pool::start(2).unwrap();
+        let (begun, names) = mpsc::channel();
+        let next = || names.recv_timeout(PATIENCE).unwrap();
+        let mut ends = Vec::new();
+        let mut submit = |urgent| {
+            let (job, end) = held(&begun);
+            pool.submit(urgent, job);
+            ends.push(end);
+        };
+        submit(false);
+        submit(false);
+        let mut ahead = [next(), next()];
+        ahead.sort();
+        assert_eq!(ahead, ["decode-0", "decode-1"]);
+        submit(false);
+        submit(true);
+        assert_eq!(next(), "urgent-0", "all others are busy");
+        assert!(
+            names.try_recv().is_err(),
+            "nobody else takes what is ahead of need"
+        );
+        drop(ends);
+
+        let pool = Pool::start(2).unwrap();
+        let (begun, names) = mpsc::channel();
+        let mut ends = Vec::new();
+        for _ in 0..3 {
+            let (job, end) = held(&begun);
+            pool.submit(true, job);
+            ends.push(end);
+        }
+        let mut all: Vec<_> = (0..3)
+            .map(|_| names.recv_timeout(PATIENCE).unwrap())
+            .collect();
+        all.sort();
+        assert_eq!(all, ["decode-0", "decode-1", "urgent-0"]);
     }
 }

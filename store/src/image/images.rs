@@ -21,7 +21,6 @@ use crate::{
     digest::Digest,
     format::limits::Limits,
     metrics::{ByLookup, LookupResult, Metrics},
-    prefetch::early::{BlobRange, Metadata},
     registry,
 };
 
@@ -67,7 +66,7 @@ pub type OnSearch = Box<dyn Fn(&str, &Digest) + Send + Sync>;
 
 /// All images and layers the store knows.
 pub struct Images {
-    tables: Arc<Tables>,
+    pub(super) tables: Arc<Tables>,
     registrar: Registrar,
     resolver: Arc<Resolver>,
     flights: Flights<Result<Arc<Resolution>, LookupError>>,
@@ -143,40 +142,6 @@ impl Images {
     /// Sets who is told that a registry is asked; once.
     pub fn on_search(&self, told: OnSearch) {
         let _ = self.on_search.set(told);
-    }
-
-    /// What a pull of an image asked its registry for before its layers were known, to be asked for at once the next
-    /// time. Nothing where a record of an earlier version says too little.
-    #[must_use]
-    pub fn metadata(&self, reference: &str) -> Option<Metadata> {
-        let image = self.image(reference)?;
-        let (config, size) = image.record.config?;
-        let mut metadata = Metadata {
-            keys: Vec::new(),
-            ranges: vec![BlobRange {
-                blob: config,
-                size,
-                start: 0,
-                end: size,
-            }],
-        };
-        for blob in &image.record.current {
-            let recorded = image
-                .record
-                .layers
-                .iter()
-                .find(|layer| layer.blob == *blob)?;
-            let layer = self.tables.by_blob.get(blob)?;
-            let (start, end) = recorded.toc_bytes?;
-            metadata.keys.extend([recorded.blob, recorded.toc]);
-            metadata.ranges.push(BlobRange {
-                blob: *blob,
-                size: layer.index.facts().size,
-                start,
-                end,
-            });
-        }
-        Some(metadata)
     }
 
     /// What is already known of (reference, digest): memory only, never waits.

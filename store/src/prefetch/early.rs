@@ -18,13 +18,18 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    digest::Digest, fetch::PlanStep, format::index::IndexError, metrics::Lane, registry::Early,
+    digest::Digest,
+    fetch::PlanStep,
+    format::index::IndexError,
+    image::{BlobRange, Metadata},
+    metrics::Lane,
+    registry::Early,
 };
 
 /// Version of the document.
 const SCHEMA: u32 = 1;
-/// Bytes of a document at most.
-const MAX_BYTES: u64 = 1 << 20;
+/// Bytes of a document at most: twice what as many ranges as there may be take.
+const MAX_BYTES: u64 = 4 << 20;
 /// Ranges in a document at most.
 const MAX_RANGES: usize = 8192;
 /// Bytes of metadata asked for early at most: TOCs of large images have some megabytes.
@@ -39,28 +44,6 @@ const TOGETHER: usize = 1024;
 /// many together, 8 ms of a 1 Gbit/s link.
 const SMALL: u64 = 128 << 10;
 const SMALL_ALL: u64 = 1 << 20;
-
-/// What a pull asks a registry for before the layers are known.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Metadata {
-    /// Digests by which an engine may ask for the image's layers.
-    pub keys: Vec<Digest>,
-    /// The image's config and the TOCs of its layers.
-    pub ranges: Vec<BlobRange>,
-}
-
-/// Bytes of a blob.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlobRange {
-    /// The blob.
-    pub blob: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// The first byte.
-    pub start: u64,
-    /// The byte behind the last.
-    pub end: u64,
-}
 
 /// What the next pull of an image asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,10 +95,11 @@ impl EarlyRequests {
         budget: u64,
     ) -> Result<Self, IndexError> {
         let (mut content, mut left) = (Vec::new(), budget);
+        let places = MAX_RANGES.saturating_sub(metadata.ranges.len());
         for batch in steps.chunks(TOGETHER) {
             for range in ranges(batch)? {
                 let bytes = range.end - range.start;
-                if bytes > left || content.len() == MAX_RANGES {
+                if bytes > left || content.len() >= places {
                     return Ok(Self::of(image, metadata, content));
                 }
                 left -= bytes;
@@ -253,9 +237,12 @@ impl EarlyRequests {
     /// Keeps it, in place of what was kept of the image.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If it cannot be written, or could not be read again.
     pub fn store(&self, dir: &Path) -> Result<(), EarlyError> {
         let path = path(dir, &self.image);
+        if let Err(why) = self.check(&self.image) {
+            return Err(EarlyError::Malformed { path, why });
+        }
         let write = || -> io::Result<()> {
             fs::create_dir_all(dir)?;
             let mut file = tempfile::NamedTempFile::new_in(dir)?;

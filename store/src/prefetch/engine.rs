@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    early::{EarlyRequests, Metadata},
+    early::EarlyRequests,
     names::NameLog,
     warm::{PageStore, Warmer},
 };
@@ -32,7 +32,7 @@ use crate::{
     control::{PrefetchProgress, PrefetchRequest, RunSummary},
     digest::Digest,
     fetch::{Arrival, Fetcher, Plan, PlanOutcome},
-    image::{Images, Layer},
+    image::{Images, Layer, Metadata},
     metrics::Metrics,
     registry::Ahead,
 };
@@ -107,7 +107,7 @@ impl Lanes for Fetcher {
         Self::forget_arrivals(self, layer);
     }
     fn ahead(&self, reference: &str, requests: &EarlyRequests) -> Option<Ahead> {
-        Self::ahead(self, reference, requests)
+        Self::ahead(self, reference, |at_once| requests.requests(at_once))
     }
 }
 

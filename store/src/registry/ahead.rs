@@ -2,8 +2,9 @@
 //! for, asked for again while its manifest is on its way. Whoever asks for such bytes later gets them from here.
 //!
 //! Invariants: nothing here is believed, since whoever takes the bytes compares them with the digest that the manifest
-//! leads to; bytes are handed out only under the repository and blob that they were asked of; what is held is bounded
-//! by what the caller asked for and gone when its [`Ahead`] is dropped; a failure here is nobody's failure.
+//! leads to; bytes are handed out once, since whoever asks again found them wrong or lost them, and only under the
+//! repository and blob that they were asked of; what is held is bounded by what the caller asked for and gone when its
+//! [`Ahead`] is dropped; a failure here is nobody's failure, and nobody waits for what will not come.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -51,6 +52,8 @@ pub(super) struct Piece {
     size: u64,
     pub(super) range: Range<u64>,
     parts: Mutex<Vec<Bytes>>,
+    /// What was handed out.
+    taken: Mutex<Vec<Range<u64>>>,
     progress: watch::Sender<Progress>,
     used: AtomicU64,
 }
@@ -109,7 +112,7 @@ impl Client {
         self.inner.shelf.0.lock().contains_key(blob)
     }
 
-    /// The range around `span` that is here or on its way, if `span` lies in one.
+    /// The range around `span` that is here or on its way, if `span` lies in one and was not handed out.
     #[must_use]
     pub fn early(
         &self,
@@ -190,6 +193,8 @@ fn drop_all(client: &Client, pieces: &[(Digest, Arc<Piece>)]) {
 
 /// Asks for a range and keeps what comes.
 async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) {
+    // However this ends, also when it is aborted: who waits for more asks for it then.
+    let _over = Over(piece);
     let lane = ByLane { lane: early.lane };
     let metrics = &client.inner.metrics;
     metrics.requests.get_or_create(&lane).inc();
@@ -210,9 +215,17 @@ async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) {
     if let Err(error) = result.await {
         tracing::debug!(%error, "bytes asked for ahead did not come");
     }
-    piece.progress.send_modify(|progress| progress.over = true);
     if piece.received() < piece.range.end - piece.range.start {
         client.inner.shelf.take(&early.blob, piece);
+    }
+}
+
+/// Tells those who wait that nothing more comes.
+struct Over<'a>(&'a Piece);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        (self.0.progress).send_modify(|progress| progress.over = true);
     }
 }
 
@@ -232,6 +245,7 @@ impl Shelf {
             size: early.size,
             range: early.range.clone(),
             parts: Mutex::default(),
+            taken: Mutex::default(),
             progress: watch::channel(Progress::default()).0,
             used: AtomicU64::new(0),
         });
@@ -250,8 +264,8 @@ impl Shelf {
         }
     }
 
-    /// The range that holds a span.
-    pub(super) fn piece(
+    /// The range that holds a span of which nothing was handed out.
+    fn piece(
         &self,
         repository: &Repository,
         blob: &Digest,
@@ -261,19 +275,52 @@ impl Shelf {
         let pieces = blobs.get(blob)?;
         let before = pieces.partition_point(|piece| piece.range.start <= span.start);
         let piece = pieces.get(before.checked_sub(1)?)?;
-        (span.end <= piece.range.end && piece.repository == *repository).then(|| Arc::clone(piece))
+        (span.end <= piece.range.end && piece.repository == *repository && piece.is_free(span))
+            .then(|| Arc::clone(piece))
     }
 
-    /// A whole blob of whatever size.
-    pub(super) fn whole(&self, repository: &Repository, blob: &Digest) -> Option<Arc<Piece>> {
-        let blobs = self.0.lock();
-        let piece = blobs.get(blob)?.first()?;
-        (piece.range == (0..piece.size) && piece.repository == *repository)
-            .then(|| Arc::clone(piece))
+    /// Hands a span out: nobody else gets it from here.
+    pub(super) fn hand_out(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+        span: &Range<u64>,
+    ) -> Option<Arc<Piece>> {
+        let piece = self.piece(repository, blob, span)?;
+        piece.take(span).then_some(piece)
+    }
+
+    /// Hands out a whole blob of whatever size.
+    pub(super) fn hand_out_whole(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+    ) -> Option<Arc<Piece>> {
+        let size = self.0.lock().get(blob)?.first()?.size;
+        self.hand_out(repository, blob, &(0..size))
     }
 }
 
+fn overlap(taken: &[Range<u64>], span: &Range<u64>) -> bool {
+    (taken.iter()).any(|taken| taken.start < span.end && span.start < taken.end)
+}
+
 impl Piece {
+    /// Whether nothing of a span was handed out.
+    fn is_free(&self, span: &Range<u64>) -> bool {
+        !overlap(&self.taken.lock(), span)
+    }
+
+    /// Takes a span out, unless some of it was.
+    fn take(&self, span: &Range<u64>) -> bool {
+        let mut taken = self.taken.lock();
+        let free = !overlap(&taken, span);
+        if free {
+            taken.push(span.clone());
+        }
+        free
+    }
+
     fn add(&self, part: Bytes) {
         let received = part.len() as u64;
         self.parts.lock().push(part);

@@ -43,6 +43,13 @@ impl Bench {
         )
     }
 
+    /// Waits until something is asked for ahead.
+    async fn asking(&self) {
+        while !self.client.has_early(&self.large) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Waits until so many requests were answered.
     async fn answered(&self, requests: usize) {
         let done = || {
@@ -97,6 +104,46 @@ async fn bytes_that_end_early_are_asked_for_again_from_there_on() {
     // It may have ended by then or not: either way every byte comes.
     let (_, bytes) = bench.read(0..100_000).await.unwrap();
     assert!(bytes == bench.part(0..100_000));
+}
+
+#[tokio::test]
+async fn bytes_that_were_wrong_are_asked_for_again() {
+    let bench = Bench::new();
+    let flip = Fault::FlipBit { offset: 1500 };
+    bench.server.faults().add(Rule::blobs(flip).times(1));
+    let _ahead = bench.ahead(vec![bench.early(0..3000, Lane::Predicted, false)], 4);
+    bench.asking().await;
+    let (early, bytes) = bench.read(1000..2000).await.unwrap();
+    assert!(early && bytes != bench.part(1000..2000));
+    // Who finds that they do not have their digest asks once more, for them or for more around them.
+    for range in [1000..2000, 0..3000, 1999..2500] {
+        let (early, bytes) = bench.read(range.clone()).await.unwrap();
+        assert!(!early && bytes == bench.part(range.clone()), "{range:?}");
+    }
+    assert!(bench.read(2000..3000).await.unwrap().0, "others are given");
+}
+
+#[tokio::test]
+async fn letting_go_leaves_nobody_waiting() {
+    let bench = Bench::new();
+    let stall = Fault::Stall { after: 40_000 };
+    bench.server.faults().add(Rule::blobs(stall).times(1));
+    let ahead = bench.ahead(vec![bench.early(0..100_000, Lane::Predicted, false)], 4);
+    let repository = bench.repository();
+    bench.asking().await;
+    let mut body = bench
+        .client
+        .range(&repository, &bench.large, BLOB as u64, 0..100_000)
+        .await
+        .unwrap();
+    assert!(body.is_early());
+    let mut bytes = body.next().await.unwrap().unwrap().to_vec();
+    drop(ahead);
+    while let Some(piece) = body.next().await {
+        bytes.extend_from_slice(&piece.unwrap());
+    }
+    assert!(bytes == bench.part(0..100_000));
+    assert_eq!(bench.server.log().records().len(), 2);
 }
 
 #[tokio::test]

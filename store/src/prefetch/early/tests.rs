@@ -111,6 +111,21 @@ fn what_was_kept_of_an_image_is_found_again_and_of_no_other() {
 }
 
 #[test]
+fn what_is_kept_can_be_read_and_what_cannot_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let most = MAX_RANGES as u64 - 1;
+    let largest = EarlyRequests::of("h/i:1", metadata(), content(most, 10));
+    largest.store(dir.path()).unwrap();
+    assert_eq!(
+        EarlyRequests::load(dir.path(), "h/i:1").unwrap(),
+        Some(largest)
+    );
+    let more = EarlyRequests::of("h/i:2", metadata(), content(most + 1, 10));
+    assert!(more.store(dir.path()).is_err());
+    assert_eq!(EarlyRequests::load(dir.path(), "h/i:2").unwrap(), None);
+}
+
+#[test]
 fn a_document_that_is_wrong_is_refused_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let good = serde_json::to_string(&EarlyRequests::of("h/i:1", metadata(), content(1, 10)));
