@@ -8,7 +8,10 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -18,13 +21,20 @@ use rustix::process::{Pid, Signal};
 use super::work::WorkDir;
 
 /// No single program of the tests takes longer, in seconds; a hang becomes a failure.
-const LIMIT_SECONDS: &str = "600";
+static LIMIT_SECONDS: AtomicU64 = AtomicU64::new(600);
 
-/// A command that is ended after ten minutes, and with nothing to read from.
+/// Lets programs that are started from now on run this long, in seconds: the largest of the bench's images need more
+/// than the tests' ten minutes.
+pub fn allow(seconds: u64) {
+    LIMIT_SECONDS.store(seconds, Ordering::Relaxed);
+}
+
+/// A command that is ended after ten minutes, or what was [allowed](allow), and with nothing to read from.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");
     command
-        .args(["--kill-after=10", LIMIT_SECONDS])
+        .arg("--kill-after=10")
+        .arg(LIMIT_SECONDS.load(Ordering::Relaxed).to_string())
         .arg(program)
         .stdin(Stdio::null());
     command

@@ -244,6 +244,31 @@ fn a_plan_keeps_the_background_from_starting() {
 }
 
 #[test]
+fn a_few_misses_beside_a_long_plan_leave_the_background_waiting() {
+    let mut bench = Bench::one(1000);
+    bench.predict(1, "plan", 0..200);
+    while !bench.requests.is_empty() {
+        bench.complete(0);
+    }
+    assert_eq!(bench.finished, [(1, 0)]);
+    bench.background();
+    bench.news();
+    // A fiftieth of the plan, and it is still the start that was planned for.
+    for chunk in [300, 400, 500, 600] {
+        bench.demand(u64::from(chunk), chunk..chunk + 1);
+        bench.complete(0);
+        assert_eq!(bench.news(), [(Demand, vec![chunk])]);
+    }
+    bench.demand(700, 700..701);
+    let begun = |bench: &mut Bench| bench.news().iter().any(|(lane, _)| *lane == Background);
+    bench.complete(0);
+    assert!(
+        begun(&mut bench),
+        "another start than the one that was planned for"
+    );
+}
+
+#[test]
 fn a_paused_background_starts_nothing() {
     let mut bench = Bench::one(10);
     bench.apply([Event::Pause(true)]);
