@@ -6,6 +6,7 @@ mod images;
 mod lab;
 mod limit;
 mod link;
+mod misled;
 mod page;
 mod peer;
 mod report;
@@ -138,7 +139,7 @@ fn case(
         .filter(|&mode| bench.can(mode, format))
         .collect();
     let wanted = |mode, round| {
-        let all = args.modes.is_empty() || args.modes.contains(&mode);
+        let all = args.modes.is_empty() && mode != Mode::Misled || args.modes.contains(&mode);
         all || round == 1 && mode == Mode::Unlearned
     };
     for round in 1..=args.rounds {

@@ -101,6 +101,19 @@ impl Report {
         for case in &self.cases {
             self.times(&mut text, case);
         }
+        for case in &self.cases {
+            if let Some(misled) = case.summary.misled {
+                let _ = writeln!(
+                    text,
+                    "\n{} as {}, {}: with a wrong profile {:.2} s, against nothing learned: {}",
+                    case.image,
+                    case.format,
+                    case.link,
+                    median(&case.ready(Mode::Misled)),
+                    shown(Some(misled), 1.0, ""),
+                );
+            }
+        }
         text.push_str("\nWhat the learned starts cost until ready (the median start):\n\n| image | format | link | MB | requests | on demand | late | waste | gap MB | stalled | unlearned: stalled | store's CPU s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         for case in &self.cases {
             costs(&mut text, case);

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -19,6 +20,7 @@ use super::{
     images::Image,
     lab::Lab,
     limit::{self, Limit, Warm},
+    misled::WrongProfile,
     start::{Mode, Sent, Start},
 };
 
@@ -29,14 +31,16 @@ const WARM: usize = 5;
 
 /// One image.
 pub(super) struct Bench<'a> {
-    lab: &'a Lab,
+    pub(super) lab: &'a Lab,
     image: &'static str,
     ready: &'static str,
-    store: Store<'a>,
+    pub(super) store: Store<'a>,
     /// The ordinary image, pulled.
     local: Option<Podman<'a>>,
     /// The warm starts of the case so far.
     warm: Vec<Warm>,
+    /// What misled starts are given, of each format.
+    pub(super) wrong: Vec<(Format, WrongProfile)>,
     number: u32,
 }
 
@@ -49,6 +53,7 @@ impl<'a> Bench<'a> {
             store: lab.store("store")?,
             local: None,
             warm: Vec::new(),
+            wrong: Vec::new(),
             number: 0,
         })
     }
@@ -59,12 +64,12 @@ impl<'a> Bench<'a> {
         mode != Mode::Peer || (self.lab.has_peer() && lazy == Format::Estargz)
     }
 
-    fn name(&mut self) -> String {
+    pub(super) fn name(&mut self) -> String {
         self.number += 1;
         format!("start-{}", self.number)
     }
 
-    fn reference(&self, format: Format) -> String {
+    pub(super) fn reference(&self, format: Format) -> String {
         images::reference(&self.lab.proxy.host(), format, self.image)
     }
 
@@ -91,19 +96,27 @@ impl<'a> Bench<'a> {
                 self.run(mode, podman, Format::Gzip, &[])
             }
             Mode::Unlearned | Mode::Learned => self.lazy(mode, lazy),
+            Mode::Misled => self.misled(lazy),
             Mode::Warm => self.warm(lazy),
             Mode::Peer => self.peer(lazy),
         }
     }
 
     /// A cold start through the store. The profile of the unlearned one is what the learned one has.
-    fn lazy(&mut self, mode: Mode, format: Format) -> Result<Start> {
+    pub(super) fn lazy(&mut self, mode: Mode, format: Format) -> Result<Start> {
+        let podman = self.cold(mode == Mode::Unlearned)?;
+        self.lab.cold(format, self.image)?;
+        self.recorded(mode, &podman, format)
+    }
+
+    /// A store that has forgotten everything but its profiles, or all, and an engine that uses it.
+    pub(super) fn cold(&mut self, all: bool) -> Result<Podman<'a>> {
         self.store.stop()?;
         if self.store.state_dir().exists() {
             self.store.forget()?;
         }
-        let profiles = self.store.state_dir().join("profiles");
-        if mode == Mode::Unlearned && profiles.exists() {
+        let profiles = self.profiles();
+        if all && profiles.exists() {
             std::fs::remove_dir_all(&profiles)?;
         }
         self.store.start()?;
@@ -111,29 +124,40 @@ impl<'a> Bench<'a> {
         let name = self.name();
         let podman = self.lab.podman(&name, Some(&self.store.mount()))?;
         podman.run(&["images"])?;
-        self.lab.cold(format, self.image)?;
-        self.recorded(mode, &podman, format)
+        Ok(podman)
+    }
+
+    pub(super) fn profiles(&self) -> PathBuf {
+        self.store.state_dir().join("profiles")
     }
 
     /// A start through the store that runs, until its record is there.
     fn recorded(&self, mode: Mode, podman: &Podman<'_>, format: Format) -> Result<Start> {
-        let traces = || self.store.metric("forelayer_traces_total");
-        let recorded = traces()?;
+        let recorded = self.traces()?;
         let before = Counts::read(&self.store)?;
         let server = self.store.server_id().context("no store runs")?;
         let mut meters = Meter::family("serve", server)?;
         let witness = self.store.witness_id().context("no witness runs")?;
         meters.extend(Meter::family("watch", witness)?);
         let mut start = self.run(mode, podman, format, &meters)?;
-        process::until("the trace", PATIENCE, || {
-            Ok((traces()? > recorded).then_some(()))
-        })
-        .with_context(|| self.store.log_end("watch"))?;
+        self.learned(recorded)?;
         start.store = start.store.map(|counts| counts.since(&before));
         if let Some(counts) = &mut start.store {
             counts.judge(&self.store, &before)?;
         }
         Ok(start)
+    }
+
+    pub(super) fn traces(&self) -> Result<f64> {
+        self.store.metric("forelayer_traces_total")
+    }
+
+    /// Waits until there are more traces.
+    pub(super) fn learned(&self, before: f64) -> Result<()> {
+        process::until("the trace", PATIENCE, || {
+            Ok((self.traces()? > before).then_some(()))
+        })
+        .with_context(|| self.store.log_end("watch"))
     }
 
     /// A start with everything local and warm, through the store that a learned start has just been made with.
@@ -203,7 +227,7 @@ impl<'a> Bench<'a> {
                 let log = self.lab.proxy.log();
                 let (bytes, requests) = (log.bytes(), log.requests() as u64);
                 let costs = meters.iter().map(Meter::read).collect::<Result<_>>()?;
-                let store = matches!(mode, Mode::Unlearned | Mode::Learned | Mode::Warm)
+                let store = (!matches!(mode, Mode::Full | Mode::Local | Mode::Peer))
                     .then(|| Counts::read(&self.store))
                     .transpose()?;
                 ready = Some((at, bytes, requests, costs, store));

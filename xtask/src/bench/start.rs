@@ -16,6 +16,8 @@ pub(super) enum Mode {
     Unlearned,
     /// Through the store, after one recorded start.
     Learned,
+    /// Through the store, with a profile of the same workload that is all wrong; only when it is asked for.
+    Misled,
     /// Through the store, everything local and warm: what T* is computed from.
     Warm,
     /// Through stargz-store.
@@ -25,12 +27,13 @@ pub(super) enum Mode {
 impl Mode {
     /// In the order of a round. A learned start has the profile of the unlearned one before it, and a warm one the
     /// store of the learned one.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Full,
         Self::Local,
         Self::Unlearned,
         Self::Learned,
         Self::Warm,
+        Self::Misled,
         Self::Peer,
     ];
 
@@ -40,6 +43,7 @@ impl Mode {
             Self::Local => "local",
             Self::Unlearned => "unlearned",
             Self::Learned => "learned",
+            Self::Misled => "misled",
             Self::Warm => "warm",
             Self::Peer => "peer",
         }

@@ -21,6 +21,8 @@ pub(super) struct Summary {
     pub(super) cut_peer: Option<Estimate>,
     /// The same, T_lazy: ready of our own start with nothing learned.
     pub(super) cut_unlearned: Option<Estimate>,
+    /// Misled against unlearned.
+    pub(super) misled: Option<Estimate>,
     /// Learned against the full pull.
     pub(super) of_full: Option<Estimate>,
 }
@@ -29,8 +31,18 @@ impl Summary {
     /// `peer`: the peer's starts of the same image over the same link, from whatever case.
     pub(super) fn of(case: &Case, peer: &[f64]) -> Self {
         let learned = case.ready(Mode::Learned);
+        let misled = estimate(
+            [&case.ready(Mode::Misled), &case.ready(Mode::Unlearned)],
+            |[misled, unlearned]| {
+                let both = !misled.is_empty() && !unlearned.is_empty();
+                both.then(|| median(misled) / median(unlearned))
+            },
+        );
         let Some(limit) = case.limit.as_ref().filter(|_| !learned.is_empty()) else {
-            return Self::default();
+            return Self {
+                misled,
+                ..Self::default()
+            };
         };
         let g: Vec<f64> = limit.warm.iter().map(|warm| warm.0).collect();
         let t_w: Vec<f64> = limit.warm.iter().map(|warm| warm.1).collect();
@@ -47,6 +59,7 @@ impl Summary {
         };
         Self {
             starts: learned.len(),
+            misled,
             ratio: estimate([&learned, &g, &t_w], |[learned, g, t_w]| {
                 Some(median(learned) / t_star(g, t_w))
             }),
