@@ -265,13 +265,13 @@ impl Client {
         range: &Range<u64>,
         caller_counts: bool,
     ) -> Result<RangeBody, RegistryError> {
-        if let Some(piece) = self.inner.shelf.hand_out(repository, blob, range) {
+        if let Some(pieces) = self.inner.shelf.hand_out(repository, blob, range) {
             return Ok(RangeBody::of_early(
                 self,
                 repository,
                 (*blob, size),
                 range,
-                piece,
+                pieces,
             ));
         }
         self.open_network(repository, blob, size, range, caller_counts)

@@ -6,6 +6,8 @@
 //! repository and blob that they were asked of; what is held is bounded by what the caller asked for and gone when its
 //! [`Ahead`] is dropped; a failure here is nobody's failure, and nobody waits for what will not come.
 
+mod headway;
+
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
@@ -17,9 +19,14 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
+use self::headway::Headway;
 use super::{Client, Repository};
 use crate::{
     digest::Digest,
@@ -37,7 +44,7 @@ pub struct Early {
     pub range: Range<u64>,
     /// In which lane the request is counted.
     pub lane: Lane,
-    /// Not before all [`Lane::Metadata`] ranges have come: it would take the link from them.
+    /// Not before the [`Lane::Metadata`] ranges have nearly come: it would take the link from them.
     pub later: bool,
 }
 
@@ -55,6 +62,8 @@ pub(super) struct Piece {
     /// What was handed out.
     taken: Mutex<Vec<Range<u64>>>,
     progress: watch::Sender<Progress>,
+    /// Told of all progress.
+    told: Option<Arc<Notify>>,
     used: AtomicU64,
 }
 
@@ -135,42 +144,33 @@ async fn run(
 ) {
     let (first, later): (VecDeque<_>, VecDeque<_>) =
         wanted.into_iter().partition(|early| !early.later);
-    let mut metadata = first
-        .iter()
-        .filter(|early| early.lane == Lane::Metadata)
-        .count();
     let (mut queue, mut later) = (first, Some(later));
     let mut pieces = Vec::new();
+    let mut metadata = Headway::default();
     let mut tasks = JoinSet::new();
     loop {
-        if metadata == 0
-            && let Some(later) = later.take()
-        {
-            queue.extend(later);
+        let asked = || !queue.iter().any(|early| early.lane == Lane::Metadata);
+        if later.is_some() && asked() && metadata.is_nearly_over(Instant::now()) {
+            queue.extend(later.take().unwrap_or_default());
         }
         while tasks.len() < at_once
             && !close.is_cancelled()
             && let Some(early) = queue.pop_front()
         {
-            let lane = early.lane;
-            if let Some(piece) = client.inner.shelf.put(&repository, &early) {
+            let told = (early.lane == Lane::Metadata).then(|| Arc::clone(&metadata.told));
+            if let Some(piece) = client.inner.shelf.put(&repository, &early, told) {
                 pieces.push((early.blob, Arc::clone(&piece)));
+                if early.lane == Lane::Metadata {
+                    metadata.asked(Instant::now(), &piece);
+                }
                 let client = client.clone();
-                tasks.spawn(async move {
-                    fill(&client, &early, &piece).await;
-                    lane
-                });
-            } else if lane == Lane::Metadata {
-                metadata = metadata.saturating_sub(1);
+                tasks.spawn(async move { fill(&client, &early, &piece).await });
             }
         }
         tokio::select! {
             () = gone.cancelled() => break,
-            Some(lane) = tasks.join_next() => {
-                if lane.is_ok_and(|lane| lane == Lane::Metadata) {
-                    metadata = metadata.saturating_sub(1);
-                }
-            }
+            Some(_) = tasks.join_next() => {}
+            () = metadata.news(), if later.is_some() => {}
             () = close.cancelled(), if !queue.is_empty() || later.is_some() => {
                 queue.clear();
                 later = None;
@@ -215,7 +215,7 @@ async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) {
     if let Err(error) = result.await {
         tracing::debug!(%error, "bytes asked for ahead did not come");
     }
-    if piece.received() < piece.range.end - piece.range.start {
+    if piece.received() < piece.len() {
         client.inner.shelf.take(&early.blob, piece);
     }
 }
@@ -225,13 +225,18 @@ struct Over<'a>(&'a Piece);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
-        (self.0.progress).send_modify(|progress| progress.over = true);
+        self.0.tell(|progress| progress.over = true);
     }
 }
 
 impl Shelf {
     /// A place for a range, unless some of it is there.
-    fn put(&self, repository: &Repository, early: &Early) -> Option<Arc<Piece>> {
+    fn put(
+        &self,
+        repository: &Repository,
+        early: &Early,
+        told: Option<Arc<Notify>>,
+    ) -> Option<Arc<Piece>> {
         let mut blobs = self.0.lock();
         let pieces = blobs.entry(early.blob).or_default();
         let overlaps = |piece: &Arc<Piece>| {
@@ -247,6 +252,7 @@ impl Shelf {
             parts: Mutex::default(),
             taken: Mutex::default(),
             progress: watch::channel(Progress::default()).0,
+            told,
             used: AtomicU64::new(0),
         });
         let place = pieces.partition_point(|other| other.range.start < early.range.start);
@@ -279,15 +285,41 @@ impl Shelf {
             .then(|| Arc::clone(piece))
     }
 
-    /// Hands a span out: nobody else gets it from here.
+    /// Hands a span out, from as many ranges as it lies in without a gap: nobody else gets it from here.
     pub(super) fn hand_out(
         &self,
         repository: &Repository,
         blob: &Digest,
         span: &Range<u64>,
-    ) -> Option<Arc<Piece>> {
-        let piece = self.piece(repository, blob, span)?;
-        piece.take(span).then_some(piece)
+    ) -> Option<VecDeque<Arc<Piece>>> {
+        let blobs = self.0.lock();
+        let pieces = blobs.get(blob)?;
+        let before = pieces.partition_point(|piece| piece.range.start <= span.start);
+        let (mut parts, mut end) = (VecDeque::new(), span.start);
+        for piece in pieces.get(before.checked_sub(1)?..)? {
+            if end >= span.end {
+                break;
+            }
+            if piece.range.start > end || piece.range.end <= end || piece.repository != *repository
+            {
+                return None;
+            }
+            let part = end..piece.range.end.min(span.end);
+            if !piece.is_free(&part) {
+                return None;
+            }
+            end = part.end;
+            parts.push_back((Arc::clone(piece), part));
+        }
+        if end < span.end {
+            return None;
+        }
+        // All of it or nothing: whoever hands out holds the lock.
+        let taken = parts.into_iter().map(|(piece, part)| {
+            piece.taken.lock().push(part);
+            piece
+        });
+        Some(taken.collect())
     }
 
     /// Hands out a whole blob of whatever size.
@@ -297,35 +329,34 @@ impl Shelf {
         blob: &Digest,
     ) -> Option<Arc<Piece>> {
         let size = self.0.lock().get(blob)?.first()?.size;
-        self.hand_out(repository, blob, &(0..size))
+        let mut pieces = self.hand_out(repository, blob, &(0..size))?;
+        pieces.pop_front().filter(|piece| piece.range == (0..size))
     }
-}
-
-fn overlap(taken: &[Range<u64>], span: &Range<u64>) -> bool {
-    (taken.iter()).any(|taken| taken.start < span.end && span.start < taken.end)
 }
 
 impl Piece {
     /// Whether nothing of a span was handed out.
     fn is_free(&self, span: &Range<u64>) -> bool {
-        !overlap(&self.taken.lock(), span)
-    }
-
-    /// Takes a span out, unless some of it was.
-    fn take(&self, span: &Range<u64>) -> bool {
-        let mut taken = self.taken.lock();
-        let free = !overlap(&taken, span);
-        if free {
-            taken.push(span.clone());
-        }
-        free
+        let taken = self.taken.lock();
+        let overlaps = |taken: &Range<u64>| taken.start < span.end && span.start < taken.end;
+        !taken.iter().any(overlaps)
     }
 
     fn add(&self, part: Bytes) {
         let received = part.len() as u64;
         self.parts.lock().push(part);
-        self.progress
-            .send_modify(|progress| progress.received += received);
+        self.tell(|progress| progress.received += received);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+        if let Some(told) = &self.told {
+            told.notify_one();
+        }
+    }
+
+    const fn len(&self) -> u64 {
+        self.range.end - self.range.start
     }
 
     fn received(&self) -> u64 {
@@ -333,8 +364,11 @@ impl Piece {
     }
 
     /// The next bytes from `position` (an offset in the blob) on, at most up to `end`; waits for them. `None`: they will
-    /// not come.
+    /// not come from here.
     pub(super) async fn read(&self, position: u64, end: u64) -> Option<Bytes> {
+        if !self.range.contains(&position) {
+            return None;
+        }
         let from = position.checked_sub(self.range.start)?;
         let mut progress = self.progress.subscribe();
         // The sender lives as long as the piece.
@@ -354,6 +388,11 @@ impl Piece {
             start = next;
         }
         None
+    }
+
+    /// Whether the byte before this place is its last.
+    pub(super) const fn ends_at(&self, position: u64) -> bool {
+        self.range.end == position
     }
 
     /// All of a range in it.

@@ -3,7 +3,7 @@
 //! Invariant: bytes are handed out only from where they were asked for, and no more than were asked for; everything
 //! else is an error that says what the registry did.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use reqwest::{
@@ -47,7 +47,8 @@ pub struct RangeBody {
 /// Bytes that were asked for ahead.
 #[derive(Debug)]
 struct EarlyBytes {
-    piece: Arc<Piece>,
+    /// In order; the first holds `position`.
+    pieces: VecDeque<Arc<Piece>>,
     position: u64,
     end: u64,
     /// For what does not come.
@@ -92,12 +93,12 @@ impl RangeBody {
         repository: &Repository,
         (blob, size): (Digest, u64),
         range: &Range<u64>,
-        piece: Arc<Piece>,
+        pieces: VecDeque<Arc<Piece>>,
     ) -> Self {
         let inner = &client.inner;
         let question = ask(repository, Asked::Range(blob, range.clone()));
         let early = EarlyBytes {
-            piece,
+            pieces,
             position: range.start,
             end: range.end,
             client: client.clone(),
@@ -163,9 +164,15 @@ impl RangeBody {
             if early.position == early.end {
                 return None;
             }
-            if let Some(bytes) = early.piece.read(early.position, early.end).await {
-                early.position += bytes.len() as u64;
-                return Some(Ok(bytes));
+            while let Some(piece) = early.pieces.front() {
+                if let Some(bytes) = piece.read(early.position, early.end).await {
+                    early.position += bytes.len() as u64;
+                    return Some(Ok(bytes));
+                }
+                if !piece.ends_at(early.position) {
+                    break;
+                }
+                early.pieces.pop_front();
             }
             // It did not come: the rest is asked for now.
             let range = early.position..early.end;

@@ -124,6 +124,23 @@ async fn bytes_that_were_wrong_are_asked_for_again() {
 }
 
 #[tokio::test]
+async fn what_lies_in_several_ranges_is_read_through_all_of_them() {
+    let bench = Bench::new();
+    let wanted = [0..1000, 1000..5000, 5000..6000, 6001..7000]
+        .map(|range| bench.early(range, Lane::Metadata, false));
+    let _ahead = bench.ahead(wanted.to_vec(), 4);
+    bench.answered(4).await;
+    let (early, bytes) = bench.read(10..5500).await.unwrap();
+    assert!(
+        early && bytes == bench.part(10..5500),
+        "what did not come is asked for"
+    );
+    assert!(!bench.read(5400..5600).await.unwrap().0, "handed out");
+    assert!(!bench.read(5600..6500).await.unwrap().0, "there is a gap");
+    assert!(bench.read(5600..6000).await.unwrap().0);
+}
+
+#[tokio::test]
 async fn letting_go_leaves_nobody_waiting() {
     let bench = Bench::new();
     let stall = Fault::Stall { after: 40_000 };
