@@ -18,6 +18,7 @@
 pub mod accounting;
 pub mod early;
 pub mod engine;
+mod landmark;
 pub mod locate;
 pub mod merged;
 pub mod names;

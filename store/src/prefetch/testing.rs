@@ -26,6 +26,8 @@ pub(super) enum Item {
     Opaque(&'static str),
     /// A name that hides those below.
     Whiteout(&'static str),
+    /// The end of what is needed first.
+    Landmark,
 }
 
 /// A file of one page.
@@ -98,6 +100,12 @@ fn entries(items: &[Item]) -> Vec<Value> {
             }
             Item::Opaque(path) => {
                 entries.push(json!({"name": format!("{path}/.wh..wh..opq"), "type": "reg"}));
+            }
+            Item::Landmark => {
+                entries.push(json!({"name": ".prefetch.landmark", "type": "reg", "size": 1, "offset": offset,
+                    "endOffset": offset + 10, "digest": Digest::of(b"\x0f").to_string(), "chunkSize": 1,
+                    "chunkDigest": Digest::of(b"\x0f").to_string()}));
+                offset += 10;
             }
             Item::Whiteout(path) => {
                 let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));

@@ -20,6 +20,7 @@ use forelayer_tests::engine::{
         make::{self, Maker, Tree},
     },
     namespace::Namespace,
+    process,
     work::WorkDir,
 };
 
@@ -39,9 +40,12 @@ pub(super) enum Image {
     Jvm,
     /// Debian with NumPy, SciPy, pandas, Matplotlib, scikit-learn and more: fits and draws something
     Science,
-    /// vllm 0.11.0 from its Python package, about 10 GB, as eStargz only: imports its API server
+    /// vllm 0.11.0 from its Python package, about 10 GB: imports its API server
     Vllm,
 }
+
+/// What a single step of making one may take: the biggest needs an hour on a slow machine.
+const LIMIT_SECONDS: u64 = 2 * 3600;
 
 /// How an image is made that only the bench has.
 struct Recipe {
@@ -72,12 +76,6 @@ impl Image {
         }
     }
 
-    /// Whether it is there in this format. Of the biggest there is one for all: the peer reads
-    /// only this one, and it needs 40 GB of disk while it is made.
-    pub(super) fn has(self, format: Format) -> bool {
-        self != Self::Vllm || format != Format::Zstd5
-    }
-
     /// How the line begins that says that the program is ready.
     pub(super) fn ready(self) -> &'static str {
         match self {
@@ -103,15 +101,37 @@ impl Image {
             return Ok(environment.images.clone());
         };
         let name = format!("bench-images-{VERSION}-{}", self.name());
-        cache::once(&name, |path| {
+        let storage = cache::once(&name, |path| {
+            self.build(&recipe, &WorkDir::new(&cache::directory())?, path)
+        })?;
+        // By itself: what the biggest image needs of the disk meanwhile is gone by then.
+        cache::once(&format!("{name}-zstd"), |_| {
             let work = WorkDir::new(&cache::directory())?;
-            self.build(&recipe, &work, &environment.debian13, path)
-        })
+            self.build_zstd(&work, &environment.debian13, &storage)
+        })?;
+        Ok(storage)
     }
 
-    /// Makes it in all formats that it has.
-    fn build(self, recipe: &Recipe, work: &WorkDir, debian13: &Path, storage: &Path) -> Result<()> {
+    /// Makes it as zstd:chunked of the ordinary one, unless it is there.
+    fn build_zstd(self, work: &WorkDir, debian13: &Path, storage: &Path) -> Result<()> {
         let image = self.name();
+        let tag = format!(
+            "repositories/{}/{image}/_manifests/tags/1",
+            Format::Zstd5.name()
+        );
+        if storage.join("docker/registry/v2").join(tag).exists() {
+            return Ok(());
+        }
+        process::allow(LIMIT_SECONDS);
+        let registry = Distribution::start(work, image, storage, false)?;
+        let namespace = Namespace::new(work, "build5", Some(debian13))?;
+        make::zstd5(&make::newer(work, &namespace)?, &registry.host(), image)
+    }
+
+    /// Makes it in the other formats.
+    fn build(self, recipe: &Recipe, work: &WorkDir, storage: &Path) -> Result<()> {
+        let image = self.name();
+        process::allow(LIMIT_SECONDS);
         println!("making the image {image} (some minutes)");
         let registry = Distribution::start(work, image, storage, false)?;
         let host = registry.host();
@@ -123,10 +143,6 @@ impl Image {
         // Before the next storage grows.
         drop(maker);
 
-        if self.has(Format::Zstd5) {
-            let namespace = Namespace::new(work, "build5", Some(debian13))?;
-            make::zstd5(&make::newer(work, &namespace)?, &host, image)?;
-        }
         make::estargz(&Containerd::start(work)?, &host, image)
     }
 }

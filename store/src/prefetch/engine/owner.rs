@@ -31,6 +31,7 @@ use crate::{
     image::Layer,
     prefetch::{
         accounting::{Account, Books, Closed},
+        landmark::prioritised,
         locate::Locator,
         plan::{self, ChunkKey, Planned},
         progress::{self, Wanted},
@@ -252,7 +253,8 @@ impl Owner {
         if self.unknown.as_ref() == Some(&unknown) {
             return;
         }
-        let Some(planned) = self.plan(reference, &layers, None) else {
+        let planned = self.plan(reference, &layers, None);
+        let Some(planned) = planned.or_else(|| prioritised(reference, &layers)) else {
             self.unknown = Some(unknown);
             return;
         };
@@ -461,6 +463,7 @@ impl Owner {
         all: bool,
     ) -> Result<mpsc::Receiver<PrefetchProgress>, String> {
         let planned = self.plan(Some(reference), layers, None);
+        let planned = planned.or_else(|| prioritised(Some(reference), layers));
         let plan = match (planned, all) {
             (Some(planned), false) => {
                 self.opening(layers);
@@ -472,7 +475,7 @@ impl Owner {
             }
             (None, false) => {
                 return Err(format!(
-                    "no profile predicts a start of {reference}: start it once while `forelayer watch` runs, or fetch all of it with --all"
+                    "no profile predicts a start of {reference}, and its builder put nothing first: start it once while `forelayer watch` runs, or fetch all of it with --all"
                 ));
             }
             (planned, true) => {

@@ -84,7 +84,7 @@ impl Lanes for Bringer {
 }
 
 struct Case {
-    _place: Place,
+    place: Place,
     profiles: TempDir,
     layer: Arc<Layer>,
     base: Arc<Layer>,
@@ -140,7 +140,7 @@ fn start_on(
     };
     let prefetcher = Prefetcher::start(parts, stop.clone()).unwrap();
     Case {
-        _place: place,
+        place,
         profiles,
         layer,
         base,
@@ -176,6 +176,18 @@ fn trace(layer: &Layer, run: u64, paths: &[&str]) -> Trace {
         lost: 0,
         cut: false,
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_builder_put_first_is_fetched_where_nothing_was_learned() {
+    let mut case = start(config::Prefetch::default());
+    let items = [small("lib/libc"), Item::Landmark, small("bin/app")];
+    let marked = case.place.layer(7, &items);
+    case.prefetcher
+        .resolved("h/new:1", std::slice::from_ref(&marked));
+    let (name, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(name, "h/new:1");
+    assert_eq!(steps, [(7, chunk(&marked, "lib/libc", 0))]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,6 @@ use super::Recipe;
 pub(super) const RECIPE: Recipe = Recipe {
     command: r#"["python3","/usr/local/bin/serve.py"]"#,
     layer: |tree| {
-        process::allow(LIMIT_SECONDS);
         tree.install(&["python3", "python3-dev", "gcc", "libc6-dev"])?;
         if !process::found("pip") {
             packages::install(&["python3-pip"])?;
@@ -44,9 +43,6 @@ pub(super) const RECIPE: Recipe = Recipe {
         Ok(())
     },
 };
-
-/// What a single step of making it may take: hours on a slow machine.
-const LIMIT_SECONDS: u64 = 2 * 3600;
 
 /// The server's module, as far as it comes without a graphics card.
 const PROGRAM: &str = r#"import vllm.entrypoints.openai.api_server
