@@ -1,0 +1,60 @@
+//! `cargo xtask bench --goals`: what the bench of whole starts does not show, each through the real store and beside
+//! something of the same run (docs/benchmarks.md, "Goals by row"). Nothing is asserted.
+
+mod content;
+mod figure;
+mod lab;
+mod open;
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use self::figure::{Figure, Table};
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Row {
+    /// From the first lookup of an image of two layers to both answered
+    Open,
+}
+
+impl Row {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+        }
+    }
+
+    fn measure(self, program: &Path) -> Result<Vec<Figure>> {
+        match self {
+            Self::Open => open::measure(program),
+        }
+    }
+}
+
+/// Measures the rows, all if none is named, and writes `goals.json` to `out` after each.
+pub(super) fn run(rows: &[Row], program: &Path, out: &Path) -> Result<()> {
+    let rows = match rows {
+        [] => Row::value_variants(),
+        rows => rows,
+    };
+    let mut table = Table::default();
+    for row in rows {
+        println!("{} ...", row.name());
+        let figures = (row.measure(program))
+            .with_context(|| format!("the row {} cannot be measured", row.name()))?;
+        for figure in figures {
+            println!("  {figure}");
+            table.add(row.name(), figure);
+        }
+        // What was measured stays, however the rest goes.
+        fs::write(
+            out.join("goals.json"),
+            serde_json::to_string_pretty(&table)?,
+        )?;
+    }
+    println!("\n{}\n{}/goals.json", table.markdown(), out.display());
+    Ok(())
+}
