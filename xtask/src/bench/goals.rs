@@ -3,6 +3,7 @@
 
 mod content;
 mod figure;
+mod files;
 mod lab;
 mod open;
 
@@ -18,18 +19,22 @@ use self::figure::{Figure, Table};
 pub(super) enum Row {
     /// From the first lookup of an image of two layers to both answered
     Open,
+    /// Many small files, adjacent and strided, nothing learned
+    Files,
 }
 
 impl Row {
     fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
+            Self::Files => "files",
         }
     }
 
     fn measure(self, program: &Path) -> Result<Vec<Figure>> {
         match self {
             Self::Open => open::measure(program),
+            Self::Files => files::measure(program),
         }
     }
 }
