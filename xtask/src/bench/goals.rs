@@ -6,6 +6,7 @@ mod figure;
 mod files;
 mod lab;
 mod open;
+mod sequential;
 
 use std::{fs, path::Path};
 
@@ -21,6 +22,8 @@ pub(super) enum Row {
     Open,
     /// Many small files, adjacent and strided, nothing learned
     Files,
+    /// One large file from its start to its end, nothing learned
+    Sequential,
 }
 
 impl Row {
@@ -28,6 +31,7 @@ impl Row {
         match self {
             Self::Open => "open",
             Self::Files => "files",
+            Self::Sequential => "sequential",
         }
     }
 
@@ -35,6 +39,7 @@ impl Row {
         match self {
             Self::Open => open::measure(program),
             Self::Files => files::measure(program),
+            Self::Sequential => sequential::measure(program),
         }
     }
 }
