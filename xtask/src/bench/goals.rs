@@ -4,9 +4,13 @@
 mod content;
 mod figure;
 mod files;
+mod index;
 mod lab;
+mod memory;
 mod open;
+mod overlay;
 mod sequential;
+mod toc;
 
 use std::{fs, path::Path};
 
@@ -24,6 +28,8 @@ pub(super) enum Row {
     Files,
     /// One large file from its start to its end, nothing learned
     Sequential,
+    /// A layer of 100,000 entries: its index made, opened again, walked; and memory
+    Index,
 }
 
 impl Row {
@@ -32,6 +38,7 @@ impl Row {
             Self::Open => "open",
             Self::Files => "files",
             Self::Sequential => "sequential",
+            Self::Index => "index",
         }
     }
 
@@ -40,6 +47,7 @@ impl Row {
             Self::Open => open::measure(program),
             Self::Files => files::measure(program),
             Self::Sequential => sequential::measure(program),
+            Self::Index => index::measure(program),
         }
     }
 }
