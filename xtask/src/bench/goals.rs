@@ -4,6 +4,7 @@
 mod content;
 mod figure;
 mod files;
+mod images;
 mod index;
 mod lab;
 mod memory;
@@ -30,6 +31,8 @@ pub(super) enum Row {
     Sequential,
     /// A layer of 100,000 entries: its index made, opened again, walked; and memory
     Index,
+    /// `podman images` of 50 lazy images of 10 GB beside 50 ordinary ones; and memory
+    Images,
 }
 
 impl Row {
@@ -39,6 +42,7 @@ impl Row {
             Self::Files => "files",
             Self::Sequential => "sequential",
             Self::Index => "index",
+            Self::Images => "images",
         }
     }
 
@@ -48,6 +52,7 @@ impl Row {
             Self::Files => files::measure(program),
             Self::Sequential => sequential::measure(program),
             Self::Index => index::measure(program),
+            Self::Images => images::measure(program),
         }
     }
 }
