@@ -12,6 +12,7 @@ mod open;
 mod overlay;
 mod sequential;
 mod toc;
+mod warm;
 
 use std::{fs, path::Path};
 
@@ -33,6 +34,8 @@ pub(super) enum Row {
     Index,
     /// `podman images` of 50 lazy images of 10 GB beside 50 ordinary ones; and memory
     Images,
+    /// Warm reads through an overlay beside ordinary storage
+    Warm,
 }
 
 impl Row {
@@ -43,6 +46,7 @@ impl Row {
             Self::Sequential => "sequential",
             Self::Index => "index",
             Self::Images => "images",
+            Self::Warm => "warm",
         }
     }
 
@@ -53,6 +57,7 @@ impl Row {
             Self::Sequential => sequential::measure(program),
             Self::Index => index::measure(program),
             Self::Images => images::measure(program),
+            Self::Warm => warm::measure(program),
         }
     }
 }
