@@ -4,6 +4,7 @@
 mod content;
 mod figure;
 mod files;
+mod idle;
 mod images;
 mod index;
 mod lab;
@@ -36,6 +37,8 @@ pub(super) enum Row {
     Images,
     /// Warm reads through an overlay beside ordinary storage
     Warm,
+    /// Wake-ups and memory of a store with nothing to do; processor seconds for a GB
+    Idle,
 }
 
 impl Row {
@@ -47,6 +50,7 @@ impl Row {
             Self::Index => "index",
             Self::Images => "images",
             Self::Warm => "warm",
+            Self::Idle => "idle",
         }
     }
 
@@ -58,6 +62,7 @@ impl Row {
             Self::Index => index::measure(program),
             Self::Images => images::measure(program),
             Self::Warm => warm::measure(program),
+            Self::Idle => idle::measure(program),
         }
     }
 }
