@@ -11,6 +11,7 @@ mod lab;
 mod memory;
 mod open;
 mod overlay;
+mod pull;
 mod sequential;
 mod toc;
 mod warm;
@@ -39,6 +40,8 @@ pub(super) enum Row {
     Warm,
     /// Wake-ups and memory of a store with nothing to do; processor seconds for a GB
     Idle,
+    /// The whole image in the background: share of the link
+    Pull,
 }
 
 impl Row {
@@ -51,6 +54,7 @@ impl Row {
             Self::Images => "images",
             Self::Warm => "warm",
             Self::Idle => "idle",
+            Self::Pull => "pull",
         }
     }
 
@@ -63,6 +67,7 @@ impl Row {
             Self::Images => images::measure(program),
             Self::Warm => warm::measure(program),
             Self::Idle => idle::measure(program),
+            Self::Pull => pull::measure(program),
         }
     }
 }
