@@ -9,12 +9,14 @@ mod images;
 mod index;
 mod lab;
 mod memory;
+mod node;
 mod open;
 mod overlay;
 mod pull;
 mod sequential;
 mod toc;
 mod warm;
+mod witness;
 
 use std::{fs, path::Path};
 
@@ -42,6 +44,8 @@ pub(super) enum Row {
     Idle,
     /// The whole image in the background: share of the link
     Pull,
+    /// What the witness costs a start, and its memory
+    Witness,
 }
 
 impl Row {
@@ -55,6 +59,7 @@ impl Row {
             Self::Warm => "warm",
             Self::Idle => "idle",
             Self::Pull => "pull",
+            Self::Witness => "witness",
         }
     }
 
@@ -68,6 +73,7 @@ impl Row {
             Self::Warm => warm::measure(program),
             Self::Idle => idle::measure(program),
             Self::Pull => pull::measure(program),
+            Self::Witness => witness::measure(program),
         }
     }
 }
