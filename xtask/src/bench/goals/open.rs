@@ -103,8 +103,11 @@ fn by_hand(lab: &Lab, image: &Published) -> Result<f64> {
             .filter(|record| !record.is_manifest())
             .map(|record| scope.spawn(|| lab.get(&record.path, record.range)))
             .collect();
-        (others.into_iter())
-            .try_for_each(|other| other.join().map_or_else(|_| Ok(()), |got| got.map(|_| ())))
+        (others.into_iter()).try_for_each(|other| {
+            let got = other.join();
+            got.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map(|_| ())
+        })
     })?;
     Ok(begin.elapsed().as_secs_f64())
 }

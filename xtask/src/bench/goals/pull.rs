@@ -21,6 +21,8 @@ use super::{
 const ROUNDS: usize = 3;
 /// Bytes a second: 1 Gbit/s.
 const RATE: u64 = 125_000_000;
+/// Of the requests by hand: a single one cannot fill the emulated link, which lets pieces through by the millisecond.
+const CONNECTIONS: u64 = 8;
 /// A bound against hanging.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -28,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 struct Pull {
     /// Until all chunks were stored, from the first lookup.
     seconds: f64,
+    /// Until the first content was asked for.
+    opening: f64,
     /// From the first byte of a layer's content that was asked for to the last that came.
     sending: f64,
     bytes: u64,
@@ -50,7 +54,7 @@ pub(super) fn measure(program: &Path) -> Result<Vec<Figure>> {
             pulls.push(pull(&lab, &mut store, &image)?);
             shape(&lab, true);
             let begin = Instant::now();
-            lab.get(&format!("/v2/plain/blobs/{}", blob.0), None)?;
+            by_hand(&lab, &format!("/v2/plain/blobs/{}", blob.0), blob.1 as u64)?;
             plain.push(begin.elapsed().as_secs_f64());
             shape(&lab, false);
         }
@@ -69,10 +73,13 @@ pub(super) fn measure(program: &Path) -> Result<Vec<Figure>> {
                 "%",
             )
             .beside(format!(
-                "{:.2} s from the lookup to the last chunk stored; {:.0} % from the first request of content to the last byte; \
-                 one plain request {:.0} %",
+                "{:.2} s: {:.2} s to the first request of content, {:.2} s to the last byte ({:.0} %), {:.2} s to the last chunk \
+                 stored; by {CONNECTIONS} plain requests at once, nothing made of it, {:.0} %",
                 of(|pull| pull.seconds),
+                of(|pull| pull.opening),
+                of(|pull| pull.sending),
                 of(sending),
+                of(|pull| pull.seconds - pull.opening - pull.sending),
                 size / median(&plain) / rate * 100.0,
             )),
         );
@@ -112,6 +119,22 @@ fn shape(lab: &Lab, on: bool) {
     lab.server.set_bandwidth(on.then_some(RATE));
 }
 
+/// Asks for a blob in parts, all at once.
+fn by_hand(lab: &Lab, path: &str, size: u64) -> Result<()> {
+    let part = size.div_ceil(CONNECTIONS);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = (0..CONNECTIONS)
+            .map(|number| (number * part, ((number + 1) * part).min(size) - 1))
+            .map(|range| scope.spawn(move || lab.get(path, Some(range))))
+            .collect();
+        (parts.into_iter()).try_for_each(|part| {
+            let got = part.join();
+            got.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map(|_| ())
+        })
+    })
+}
+
 fn pull(lab: &Lab, store: &mut Store<'_>, image: &Published) -> Result<Pull> {
     afresh(store)?;
     let mut meters = Meter::family("serve", store.server_id().context("no store runs")?)?;
@@ -138,6 +161,7 @@ fn pull(lab: &Lab, store: &mut Store<'_>, image: &Published) -> Result<Pull> {
     let (first, last) = (first.zip(last)).context("nothing was asked for")?;
     Ok(Pull {
         seconds,
+        opening: first.saturating_duration_since(begin).as_secs_f64(),
         sending: (last - first).as_secs_f64(),
         bytes: records.iter().map(|record| record.bytes).sum(),
         cpu: meter.read()?.cpu,
