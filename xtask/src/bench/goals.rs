@@ -8,6 +8,7 @@ mod idle;
 mod images;
 mod index;
 mod lab;
+mod many;
 mod memory;
 mod node;
 mod open;
@@ -46,6 +47,8 @@ pub(super) enum Row {
     Pull,
     /// What the witness costs a start, and its memory
     Witness,
+    /// Twenty starts at once, of one image and of twenty, against their joint limit
+    Many,
 }
 
 impl Row {
@@ -60,6 +63,7 @@ impl Row {
             Self::Idle => "idle",
             Self::Pull => "pull",
             Self::Witness => "witness",
+            Self::Many => "many",
         }
     }
 
@@ -74,6 +78,7 @@ impl Row {
             Self::Idle => idle::measure(program),
             Self::Pull => pull::measure(program),
             Self::Witness => witness::measure(program),
+            Self::Many => many::measure(program),
         }
     }
 }

@@ -122,11 +122,16 @@ fn start(store: &Store<'_>, podman: &Podman<'_>, image: &Published, watched: boo
         podman.run(&["rm", "start"])?;
         Ok((ready - begin).as_secs_f64())
     };
-    if watched {
-        node::recorded(store, 1, once)
-    } else {
-        once()
+    if !watched {
+        return once();
     }
+    let (seconds, recorded) = node::recorded(store, 1, once)?;
+    ensure!(
+        recorded,
+        "the start was not recorded; the log of watch ends:\n{}",
+        store.log_end("watch")
+    );
+    Ok(seconds)
 }
 
 /// Runs of the programs in a start, their seconds, and the share of the time to ready: of each the median.
