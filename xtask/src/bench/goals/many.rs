@@ -102,6 +102,8 @@ impl Many<'_> {
         let limit = Limit::of(&warm, LATENCY.as_secs_f64(), RATE as f64)?;
         let of = |figure: fn(&Started) -> f64| median(&cold.iter().map(figure).collect::<Vec<_>>());
         let ready = of(|started| started.ready);
+        // The other part takes minutes, and may fail.
+        println!("  {name}: {ready:.2} s, T* {:.2} s", limit.t_star);
         Ok(vec![
             Figure::new(
                 format!("20 starts of {name} at once: all ready, to their joint T*"),
