@@ -11,6 +11,7 @@ use forelayer::config::ConfigError;
 const MISCONFIGURED: u8 = 78;
 
 fn main() -> ExitCode {
+    forelayer::sys::allocator::give_large_buffers_back();
     let cli = cli::Cli::parse();
     match cli.run() {
         Ok(code) => code,

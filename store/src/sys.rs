@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing outside this room is `unsafe`; what is here is small, and safe to call with any arguments.
 
+pub mod allocator;
 pub mod device;
 pub mod mmap;
 pub mod primer;

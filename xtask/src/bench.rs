@@ -2,6 +2,7 @@
 //! (docs/benchmarks.md). Nothing here is asserted: figures are read by people.
 
 mod cost;
+mod goals;
 mod images;
 mod lab;
 mod limit;
@@ -59,7 +60,10 @@ pub(crate) struct Args {
     /// The program stargz-store, to be measured beside; unless given, the one on the PATH if there is one
     #[arg(long, value_name = "PATH")]
     peer: Option<PathBuf>,
-    /// Where bench.json and bench.html go
+    /// Instead of starts: the other goals, all of them or the named ones
+    #[arg(long, value_enum, num_args = 0.., value_name = "ROW")]
+    goals: Option<Vec<goals::Row>>,
+    /// Where bench.json and bench.html go, or goals.json
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
 }
@@ -90,13 +94,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     // As users have it: the optimised build.
     let program = crate::demo::binary(true)?;
+    fs::create_dir_all(&args.out)?;
+    if let Some(rows) = &args.goals {
+        goals::run(rows, &program, &args.out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let peer = peer::program(args.peer.as_deref())?;
     let environment = environment::prepare()?;
     let mut images = args.images.clone();
     if args.heavy && !images.contains(&Image::Vllm) {
         images.push(Image::Vllm);
     }
-    fs::create_dir_all(&args.out)?;
     let mut report = Report::new(peer.is_some());
     for image in images {
         let storage = image.storage(&environment)?;

@@ -49,21 +49,29 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 impl<'a> Store<'a> {
-    /// Runs this program from its next start on.
-    pub fn set_program(&mut self, program: &Path) {
-        self.binary = program.to_path_buf();
-    }
-
     /// A stopped store in `<run>/<name>`. `options`: lines of the configuration file, tables included.
     ///
     /// # Errors
     /// When its directory cannot be made or the program is not built.
     pub fn new(work: &'a WorkDir, name: &str, options: &str) -> Result<Self> {
+        Self::with_program(work, name, options, &binary()?)
+    }
+
+    /// The same with another program than [`binary`].
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn with_program(
+        work: &'a WorkDir,
+        name: &str,
+        options: &str,
+        program: &Path,
+    ) -> Result<Self> {
         let directory = work.directory(name)?;
         let mut store = Self {
             work,
             directory,
-            binary: binary()?,
+            binary: program.to_path_buf(),
             options: String::new(),
             server: None,
             witness: None,

@@ -74,6 +74,21 @@ impl Content {
         Ok(digest)
     }
 
+    /// Adds a file under a digest that need not be its own. Nothing of it is read before it is asked for: it may be as
+    /// long as a sparse file can be.
+    ///
+    /// # Errors
+    /// When it cannot be opened; with its path.
+    pub fn add_blob_file_as(&self, digest: &str, path: &Path) -> io::Result<()> {
+        let name = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        let file = File::open(path).map_err(name)?;
+        let size = file.metadata().map_err(name)?.len();
+        let file = Arc::new(file);
+        let blob = Blob::File { file, size };
+        self.inner.write().blobs.insert(digest.to_owned(), blob);
+        Ok(())
+    }
+
     /// Adds a manifest or index and returns its digest.
     pub fn add_manifest(&self, media_type: &str, bytes: impl Into<Bytes>) -> String {
         let bytes = bytes.into();

@@ -59,7 +59,7 @@ impl Meter {
 }
 
 /// The processes whose parent is this one.
-fn children(id: u32) -> Result<Vec<u32>> {
+pub(super) fn children(id: u32) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();

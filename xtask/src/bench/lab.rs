@@ -135,14 +135,13 @@ impl Lab {
 
     /// A store that does not run yet.
     pub(super) fn store(&self, name: &str) -> Result<Store<'_>> {
-        let mut store = Store::new(&self.work, name, "[witness]\nquiet = 3\n")?;
-        store.set_program(&self.program);
-        Ok(store)
+        // Not the one beside this program, which need not be built.
+        Store::with_program(&self.work, name, "[witness]\nquiet = 3\n", &self.program)
     }
 }
 
 /// The engine's programs and everything they may load, below the root of its Debian.
-fn engine_files(root: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn engine_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for program in ["bin/podman", "bin/conmon", "bin/crun", "sbin/runc"] {
         found.push(root.join("usr").join(program));

@@ -119,69 +119,108 @@ impl Limit {
 
 /// The newest recorded start of the store, whose pull began at `begun` (Unix time) and which was `ready` so long after.
 pub(super) fn recorded(store: &Store<'_>, begun: f64, ready: f64) -> Result<Warm> {
-    let profiles = store
-        .profiles()?
-        .iter()
-        .map(|profile| Ok(Profile::from_json(&serde_json::to_vec(profile)?)?))
-        .collect::<Result<Vec<_>>>()?;
-    let run = profiles
-        .iter()
-        .flat_map(|profile| &profile.runs)
-        .max_by_key(|run| run.started_ms)
-        .context("no start was recorded")?;
+    let runs = runs(store)?;
+    let newest = runs.into_iter().max_by_key(|run| run.started_ms);
+    let newest = newest.context("no start was recorded")?;
+    warm(store, &[newest], begun, ready)
+}
+
+/// Starts made at once as one: all that were recorded since `begun` (Unix time), `count` of them, all ready so long
+/// after. It needs what any of them needs, when the first of them needs it.
+pub(super) fn joint(store: &Store<'_>, begun: f64, ready: f64, count: usize) -> Result<Warm> {
+    let mut runs = runs(store)?;
+    runs.retain(|run| unix(run) > begun);
+    ensure!(
+        runs.len() == count,
+        "{} starts of {count} were recorded",
+        runs.len()
+    );
+    warm(store, &runs, begun, ready)
+}
+
+/// All runs that the store's profiles hold.
+fn runs(store: &Store<'_>) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    for profile in store.profiles()? {
+        runs.extend(Profile::from_json(&serde_json::to_vec(&profile)?)?.runs);
+    }
+    Ok(runs)
+}
+
+/// When a run's first program began, in Unix time.
+fn unix(run: &Run) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970")]
-    let g = run.started_ms as f64 / 1e3 - begun;
+    let milliseconds = run.started_ms as f64;
+    milliseconds / 1e3
+}
+
+fn warm(store: &Store<'_>, runs: &[Run], begun: f64, ready: f64) -> Result<Warm> {
+    let first = runs.iter().map(unix).min_by(f64::total_cmp);
+    let first = first.context("no start was recorded")?;
+    let g = first - begun;
     ensure!(
         g > 0.0 && g < ready,
         "the first exec came {g} s after the pull's start, ready after {ready} s"
     );
+    let mut needs = Needs::default();
+    for run in runs {
+        needs.add(store, run, unix(run) - first)?;
+    }
     Ok(Warm {
         g,
         t_w: ready - g,
-        needs: needs(store, run)?,
+        needs: needs.first.into_values().collect(),
     })
 }
 
-/// The chunks that hold the touched pages of a run, each with its first touch.
-fn needs(store: &Store<'_>, run: &Run) -> Result<Vec<Need>> {
-    let mut indexes = HashMap::new();
-    let mut first: HashMap<(String, u64), Need> = HashMap::new();
-    for file in &run.files {
-        let Some(layer) = file.layer else { continue };
-        let layer = layer.to_string();
-        if !indexes.contains_key(&layer) {
-            let hex = layer.trim_start_matches("sha256:");
-            let path = store
-                .state_dir()
-                .join("blobs/sha256")
-                .join(hex)
-                .join("index");
-            indexes.insert(layer.clone(), LayerIndex::open(&path, false)?);
-        }
-        let index = &indexes[&layer];
-        let Some(node) = index.find(file.path.as_bytes())? else {
-            continue;
-        };
-        for range in &file.ranges {
-            let end = (range.end() * PAGE).min(file.size);
-            for chunk in index.chunks_covering(node, range.page * PAGE..end)? {
-                let Some(chunk) = index.chunk(chunk)?.filter(|chunk| !chunk.zeros) else {
-                    continue;
-                };
-                #[expect(clippy::cast_precision_loss, reason = "microseconds of a start")]
-                let at = range.at_us as f64 / 1e6;
-                // Chunks of one gzip member come together.
-                let need = first
-                    .entry((layer.clone(), chunk.span.start))
-                    .or_insert(Need {
-                        at,
-                        bytes: chunk.span.end - chunk.span.start,
-                    });
-                need.at = need.at.min(at);
+/// The chunks that hold the touched pages of runs, each with its first touch.
+#[derive(Default)]
+struct Needs {
+    indexes: HashMap<String, LayerIndex>,
+    first: HashMap<(String, u64), Need>,
+}
+
+impl Needs {
+    /// Takes a run in, whose first program began so many seconds after the first of all.
+    fn add(&mut self, store: &Store<'_>, run: &Run, later: f64) -> Result<()> {
+        for file in &run.files {
+            let Some(layer) = file.layer else { continue };
+            let layer = layer.to_string();
+            if !self.indexes.contains_key(&layer) {
+                let hex = layer.trim_start_matches("sha256:");
+                let path = store
+                    .state_dir()
+                    .join("blobs/sha256")
+                    .join(hex)
+                    .join("index");
+                (self.indexes).insert(layer.clone(), LayerIndex::open(&path, false)?);
+            }
+            let index = &self.indexes[&layer];
+            let Some(node) = index.find(file.path.as_bytes())? else {
+                continue;
+            };
+            for range in &file.ranges {
+                let end = (range.end() * PAGE).min(file.size);
+                for chunk in index.chunks_covering(node, range.page * PAGE..end)? {
+                    let Some(chunk) = index.chunk(chunk)?.filter(|chunk| !chunk.zeros) else {
+                        continue;
+                    };
+                    #[expect(clippy::cast_precision_loss, reason = "microseconds of a start")]
+                    let at = later + range.at_us as f64 / 1e6;
+                    // Chunks of one gzip member come together.
+                    let need = self
+                        .first
+                        .entry((layer.clone(), chunk.span.start))
+                        .or_insert(Need {
+                            at,
+                            bytes: chunk.span.end - chunk.span.start,
+                        });
+                    need.at = need.at.min(at);
+                }
             }
         }
+        Ok(())
     }
-    Ok(first.into_values().collect())
 }
 
 #[cfg(test)]
