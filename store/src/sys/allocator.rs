@@ -28,3 +28,13 @@ pub fn give_large_buffers_back() {
         debug_assert!(told, "the allocator knows both settings");
     }
 }
+
+/// Has the heaps give back whatever is free in them, not only at their ends. Takes milliseconds, and whoever allocates
+/// meanwhile waits: for moments in which there is nothing to do.
+pub fn give_back_what_is_free() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it locks the heaps by itself and may be called from any thread.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
