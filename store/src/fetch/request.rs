@@ -227,7 +227,8 @@ impl Stream<'_> {
                     self.meter.metrics.requests.get_or_create(&lane).inc();
                 }
                 let opened = opened?;
-                if self.request.lane == Lane::Demand {
+                // What was asked for before says nothing of the link.
+                if !opened.is_early() {
                     let request = self.request.id;
                     let _ = self.events.send(Event::Flowing { request });
                 }

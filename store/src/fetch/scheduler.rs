@@ -5,7 +5,9 @@
 //! it exactly once, brought or not; the limits on requests hold.
 
 mod nearby;
+mod pace;
 mod plans;
+mod room;
 mod settle;
 mod start;
 mod status;
@@ -29,6 +31,9 @@ use crate::{cache::ChunkState, config, digest::Digest, metrics::Lane};
 use plans::Plan;
 pub use status::{LaneCounts, LayerStatus, PlanStatus, Snapshot};
 use want::Want;
+
+/// A reader whose request is not answered for so long may be waiting behind bodies that are not read because of it.
+const UNANSWERED: Duration = Duration::from_millis(500);
 
 /// A layer in the scheduler's table.
 pub(super) type LayerKey = usize;
@@ -80,7 +85,7 @@ pub(super) enum Event {
     Pause(bool),
     /// A chunk's bytes came; they were verified and stored, or not.
     Arrived(Arrival),
-    /// The first bytes of a demand's answer came.
+    /// The answer to a request begins to come from the registry.
     Flowing { request: RequestId },
     /// A request is over. Chunks in `missing` did not come; others may still be decoded.
     Ended {
@@ -235,6 +240,7 @@ pub(super) struct Scheduler<B: ?Sized> {
     background: Background,
     nearby: nearby::Missed,
     breakers: Breakers,
+    pace: pace::Pace,
     jitter: Jitter,
     /// When something can be started that could not be just now.
     wake: Option<Duration>,
@@ -303,7 +309,10 @@ struct Running {
     was_held: bool,
     /// Its answer has begun.
     flowing: bool,
-    /// Bytes it asks for.
+    /// When it was asked.
+    asked: Duration,
+    /// Where its range ends, and how long it is.
+    end: u64,
     bytes: u64,
 }
 
@@ -324,6 +333,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             background: Background::default(),
             nearby: nearby::Missed::default(),
             breakers: Breakers::default(),
+            pace: pace::Pace::default(),
             jitter: Jitter(seed),
             wake: None,
             actions: Vec::new(),
@@ -374,7 +384,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
         self.wake_waiting(now);
         self.start(now);
-        self.hold();
+        self.hold(now);
         std::mem::take(&mut self.actions)
     }
 
@@ -392,8 +402,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             Event::Pause(paused) => self.background.paused = paused,
             Event::Arrived(arrival) => self.arrived(now, arrival),
             Event::Flowing { request } => {
-                if let Some(running) = self.running.get_mut(&request) {
+                if let Some(running) = self.running.get_mut(&request)
+                    && !running.flowing
+                {
                     running.flowing = true;
+                    let after = now.saturating_sub(running.asked);
+                    self.pace.answered(&running.host, now, after);
                 }
             }
             Event::Ended {
@@ -461,22 +475,38 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     /// While a reader waits, no body is read that only the background wants; while the reader's own bytes come, none
-    /// that only lies near to what others waited for.
-    fn hold(&mut self) {
+    /// that only lies near to what others waited for. A host that works at a few requests at once may have taken on
+    /// those that stand still and not the reader's: then they go on until it answers.
+    fn hold(&mut self, now: Duration) {
         let demands = !self.demands.is_empty();
         let running = self.running.values();
         let flowing =
             (running.filter(|running| running.demanded > 0)).any(|running| running.flowing);
+        let unanswered =
+            (self.running.values()).filter(|running| running.demanded > 0 && !running.flowing);
+        let oldest = unanswered.map(|running| running.asked).min();
+        let queued = oldest.is_some_and(|asked| asked + UNANSWERED <= now);
+        if let Some(asked) = oldest
+            && !queued
+            && demands
+        {
+            self.wake_at(asked + UNANSWERED);
+        }
         for (id, running) in &mut self.running {
             let hold = running.demanded == 0
                 && match running.priority {
-                    Priority::Background => demands,
+                    Priority::Background => demands && !queued,
                     Priority::Nearby => flowing,
                     Priority::Predicted | Priority::Demand => false,
                 };
             if hold != running.held {
                 running.held = hold;
                 running.was_held |= hold;
+                match (running.flowing, hold) {
+                    (true, true) => self.pace.stops(&running.host, now),
+                    (true, false) => self.pace.flows(&running.host, now),
+                    (false, _) => {}
+                }
                 self.actions.push(Action::Hold { request: *id, hold });
             }
         }

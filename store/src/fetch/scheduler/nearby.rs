@@ -16,6 +16,9 @@ use crate::{
 
 /// The first window is this part of the largest.
 const FIRST: u64 = 64;
+/// The largest, in what the link carries while an answer is waited for, and what it never is less than.
+const ANSWERS: u64 = 8;
+const LEAST: u64 = 64 << 10;
 /// A miss this long after the one before begins with the first window again.
 const FORGET: Duration = Duration::from_secs(10);
 /// A start is still the one that was planned for as long as it misses less than this part of the plan's chunks.
@@ -49,7 +52,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             // This start is not the one that was planned for: the sooner everything is here the better.
             self.background.after_plan = Duration::ZERO;
         }
-        let largest = self.limits.nearby_bytes;
+        let largest = self.largest_window(layer);
         if largest == 0 {
             return;
         }
@@ -58,7 +61,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         near.window = if soon {
             near.window.saturating_mul(2).min(largest)
         } else {
-            (largest / FIRST).max(1)
+            (self.limits.nearby_bytes / FIRST).clamp(1, largest)
         };
         near.left = near.window;
         near.next = chunk.saturating_add(1);
@@ -74,10 +77,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             return false;
         }
         while let Some(layer) = self.nearby.layers.front().copied() {
-            if self.nearby.in_flight >= self.limits.nearby_bytes {
+            if self.nearby.in_flight >= self.largest_window(layer) {
                 return false;
             }
-            if self.layers[layer].near.left > 0 && self.may_ask(layer, now) && self.ask_near(layer)
+            if self.layers[layer].near.left > 0
+                && self.may_ask(layer, now)
+                && self.ask_near(now, layer)
             {
                 self.nearby.layers.rotate_left(1);
                 return true;
@@ -87,9 +92,16 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         false
     }
 
+    /// Where a miss is cheap, bytes are dear: no more than the link carries while a few answers are waited for.
+    fn largest_window(&self, layer: LayerKey) -> u64 {
+        let carried = self.pace.carried(&self.host(layer));
+        let most = carried.map(|bytes| bytes.saturating_mul(ANSWERS).max(LEAST));
+        self.limits.nearby_bytes.min(most.unwrap_or(u64::MAX))
+    }
+
     /// Asks for the next missing chunks of a layer's window; false if there are none.
-    fn ask_near(&mut self, layer: LayerKey) -> bool {
-        let mut bounds = self.bounds();
+    fn ask_near(&mut self, now: Duration, layer: LayerKey) -> bool {
+        let mut bounds = self.bounds(layer, Priority::Nearby);
         bounds.max_bytes = bounds.max_bytes.min(self.layers[layer].near.left);
         let count = self.layers[layer].blob.chunk_count();
         let mut next = self.layers[layer].near.next;
@@ -134,7 +146,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let bytes = growing.range().end - growing.range().start;
         near.left = near.left.saturating_sub(bytes);
         self.nearby.in_flight += bytes;
-        self.request(layer, seed, Priority::Nearby, &growing);
+        self.request(now, layer, seed, Priority::Nearby, &growing);
         true
     }
 

@@ -12,6 +12,9 @@ use crate::{cache::ChunkState, fetch::origin::Blob};
 /// chunks in 31 MB took 340 requests and stalled 0.35 s with 256, 180 requests and 0.1 s with 1,024 (`cargo xtask bench`).
 pub(super) const WINDOW: usize = 1024;
 
+/// And how often what may be on its way.
+const WINDOW_AHEAD: u64 = 4;
+
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) id: PlanId,
@@ -21,6 +24,9 @@ pub(super) struct Plan {
     pub(super) next: usize,
     /// Steps looked at and not asked for yet, in order; entries may be out of date.
     pub(super) window: VecDeque<(LayerKey, u32)>,
+    /// Bytes of the plan up to each step of the window.
+    pub(super) places: VecDeque<u64>,
+    pub(super) bytes: u64,
     /// Chunks that it waits for.
     pub(super) open: usize,
     pub(super) failed: u32,
@@ -47,6 +53,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             steps,
             next: 0,
             window: VecDeque::new(),
+            places: VecDeque::new(),
+            bytes: 0,
             open: 0,
             failed: 0,
             first: None,
@@ -55,12 +63,18 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// Looks at steps until the window is full or the plan at its end.
     pub(super) fn fill_window(&mut self, plan: usize) {
+        let most = match self.plans[plan].next < self.plans[plan].steps.len() {
+            true => self.window_bytes(plan),
+            false => 0,
+        };
         loop {
             let Plan {
                 id,
                 steps,
                 next,
                 window,
+                places,
+                bytes,
                 ..
             } = &mut self.plans[plan];
             let id = *id;
@@ -71,8 +85,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 )
             {
                 window.pop_front();
+                places.pop_front();
             }
-            if window.len() >= WINDOW || *next == steps.len() {
+            let long = places.front().is_some_and(|first| *bytes - first > most);
+            if long || window.len() >= WINDOW || *next == steps.len() {
                 return;
             }
             let (layer, chunk) = steps[*next];
@@ -82,10 +98,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 continue;
             }
             match self.predict_chunk(id, layer, chunk) {
-                Ok(()) => {
+                Ok(length) => {
                     let plan = &mut self.plans[plan];
                     plan.open += 1;
                     plan.window.push_back((layer, chunk));
+                    plan.places.push_back(plan.bytes);
+                    plan.bytes += length;
                 }
                 Err(why) => {
                     let plan = &mut self.plans[plan];
@@ -101,17 +119,26 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    fn predict_chunk(&mut self, id: PlanId, layer: LayerKey, chunk: u32) -> Result<(), String> {
+    /// Bytes of a plan that may be ready at once: what lies further behind would only hold up what is needed first.
+    fn window_bytes(&self, plan: usize) -> u64 {
+        let plan = &self.plans[plan];
+        let step = plan.window.front().or_else(|| plan.steps.get(plan.next));
+        step.map_or(0, |(layer, _)| {
+            WINDOW_AHEAD * self.pace.ahead(&self.host(*layer))
+        })
+    }
+
+    fn predict_chunk(&mut self, id: PlanId, layer: LayerKey, chunk: u32) -> Result<u64, String> {
         if let Some(want) = self.layers[layer].wants.get_mut(&chunk) {
             want.plans.push(id);
             if want.priority < Priority::Predicted {
                 want.priority = Priority::Predicted;
             }
-            return Ok(());
+            return Ok(want.span.end - want.span.start);
         }
         let want = self.want(layer, chunk, Priority::Predicted, Priority::Predicted)?;
         want.plans.push(id);
-        Ok(())
+        Ok(want.span.end - want.span.start)
     }
 
     /// A chunk of a plan is here or given up.

@@ -40,7 +40,11 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             self.layers[layer].wants.get(&chunk),
             self.running.get_mut(&request),
         ) {
-            running.position = running.position.max(want.span.end);
+            let came = want.span.end.saturating_sub(running.position);
+            running.position += came;
+            if running.flowing {
+                self.pace.came(&running.host, now, came);
+            }
         }
         let failure = match result {
             Ok(()) => return self.present(layer, chunk, true),
@@ -71,6 +75,14 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         };
         if running.priority == Priority::Nearby {
             self.nearby_ended(running.bytes);
+        }
+        if running.flowing && !running.held {
+            if result.is_ok() {
+                // What is still being decoded.
+                let rest = running.end.saturating_sub(running.position);
+                self.pace.came(&running.host, now, rest);
+            }
+            self.pace.stops(&running.host, now);
         }
         let draw = self.jitter.draw();
         let failure = match result {
@@ -194,7 +206,16 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             }
         }
         if !want.requests.is_empty() || want.status != Status::Requested {
-            // Another request carries it, or will.
+            // Another request carries it, or will. If a reader overtook that one, it waits for it again from now on.
+            let other = want.requests.last().copied();
+            if want.status == Status::Requested
+                && want.priority == Priority::Demand
+                && want.urgent_in.is_none()
+                && let Some(running) = other.and_then(|id| self.running.get_mut(&id))
+            {
+                running.demanded += 1;
+                want.urgent_in = other;
+            }
             return;
         }
         let attempts = match want.priority {

@@ -8,11 +8,7 @@ use super::{
 };
 use crate::{
     cache::ChunkState,
-    fetch::{
-        backoff::Leave,
-        origin::Blob,
-        ranges::{Bounds, Growing},
-    },
+    fetch::{backoff::Leave, origin::Blob, ranges::Growing},
 };
 
 /// Background requests at once: 8 of 4 MiB keep a 1 Gbit/s link full at 50 ms and up to 200 ms of latency.
@@ -42,7 +38,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let ahead = self.running.values();
             let ahead = ahead.filter(|running| running.priority != Priority::Demand);
             let may_look_ahead = ahead.count() < self.limits.max_ahead_requests;
-            let started = self.start_demand()
+            let started = self.start_demand(now)
                 || may_look_ahead
                     && (self.start_again(now)
                         || self.start_predicted(now)
@@ -55,10 +51,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         self.finish_plans(now);
     }
 
-    fn start_demand(&mut self) -> bool {
+    fn start_demand(&mut self, now: Duration) -> bool {
         while let Some((layer, chunk)) = self.demanded.pop_front() {
             if self.is_ready(layer, chunk, Priority::Demand) {
-                self.request_around(layer, chunk, Priority::Demand);
+                self.request_around(now, layer, chunk, Priority::Demand);
                 return true;
             }
         }
@@ -87,7 +83,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         } else {
             Priority::Background
         };
-        self.request_around(layer, chunk, priority);
+        self.request_around(now, layer, chunk, priority);
         true
     }
 
@@ -100,8 +96,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let Some((layer, chunk)) = self.plans[plan].window.iter().find(ready).copied() else {
                 continue;
             };
-            if self.may_ask(layer, now) {
-                self.request_around(layer, chunk, Priority::Predicted);
+            if self.may_ask(layer, now) && self.has_room(layer) {
+                self.request_around(now, layer, chunk, Priority::Predicted);
                 // The plans take turns: containers that start together share the link.
                 self.plans[plan..].rotate_left(1);
                 return true;
@@ -156,7 +152,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             return false;
         }
         let count = self.layers[layer].blob.chunk_count();
-        let mut bounds = self.bounds();
+        let mut bounds = self.bounds(layer, Priority::Background);
         if self.limits.background_rate > 0 {
             // Requests of half a second keep the pace even.
             bounds.max_bytes = bounds
@@ -219,7 +215,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let Some((growing, seed)) = growing else {
             return false;
         };
-        self.request(layer, seed, Priority::Background, &growing);
+        self.request(now, layer, seed, Priority::Background, &growing);
         let bytes = growing.range().end - growing.range().start;
         if let Some(micros) =
             (bytes.saturating_mul(1_000_000)).checked_div(self.limits.background_rate)
@@ -231,12 +227,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     /// Asks for a queued chunk and its queued neighbours that are wanted as much.
-    fn request_around(&mut self, layer: LayerKey, seed: u32, priority: Priority) {
+    fn request_around(&mut self, now: Duration, layer: LayerKey, seed: u32, priority: Priority) {
+        let bounds = self.bounds(layer, priority);
         let state = &self.layers[layer];
         let Some(want) = state.wants.get(&seed) else {
             return;
         };
-        let mut growing = Growing::new(want.span.clone(), self.bounds());
+        let mut growing = Growing::new(want.span.clone(), bounds);
         let place = (want.span.start, seed);
         // What was asked for before the layer was known needs no request; one that reaches beyond would ask for it again.
         let source = state.source % state.blob.hosts().len().max(1);
@@ -256,19 +253,20 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
         for (start, chunk) in state.queued.range(..place).rev() {
             // Spans before this one may still reach near, but none of a usual length.
-            if growing.range().start - start > self.limits.max_request_bytes {
+            if growing.range().start - start > bounds.max_bytes.max(self.limits.max_gap_bytes) {
                 break;
             }
             if let Some(span) = wanted(chunk) {
                 growing.take(span);
             }
         }
-        self.request(layer, seed, priority, &growing);
+        self.request(now, layer, seed, priority, &growing);
     }
 
     /// Asks for a range; every queued chunk inside goes along.
     pub(super) fn request(
         &mut self,
+        now: Duration,
         layer: LayerKey,
         seed: u32,
         priority: Priority,
@@ -317,6 +315,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 held: false,
                 was_held: false,
                 flowing: false,
+                asked: now,
+                end: range.end,
                 bytes: range.end - range.start,
             },
         );
@@ -356,12 +356,5 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     pub(super) fn wake_at(&mut self, at: Duration) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
-    }
-
-    pub(super) fn bounds(&self) -> Bounds {
-        Bounds {
-            max_bytes: self.limits.max_request_bytes,
-            max_gap: self.limits.max_gap_bytes,
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod model;
 mod rules;
+mod simulation;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -174,6 +175,14 @@ impl Bench {
                 } => self.brought.push((chunk, lane, late)),
             }
         }
+    }
+
+    /// The link is known to carry gigabytes while an answer is waited for.
+    fn long_fat_link(&mut self) {
+        let (pace, now) = (&mut self.scheduler.pace, Duration::from_secs(1));
+        pace.answered("one", Duration::ZERO, Duration::from_secs(10));
+        pace.came("one", now, 1 << 30);
+        pace.stops("one", now);
     }
 
     fn demand(&mut self, id: DemandId, chunks: Range<u32>) {

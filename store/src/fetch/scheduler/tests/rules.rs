@@ -161,24 +161,32 @@ fn a_demand_for_what_a_plan_has_not_come_to_is_late_too() {
 fn a_demand_waits_for_what_is_near_in_its_stream_and_overtakes_what_is_far() {
     let mut blob = Fake::new("layer", 4);
     blob.spans = vec![0..100, 100..200, 3_000_000..3_000_100, 3_000_100..3_000_200];
+    // Requests are as long as what is on its way allows, gaps as long as the link makes cheap.
+    blob.spans.push(20_000_000..28_000_000);
+    blob.states.lock().push(ChunkState::Missing);
     let limits = Limits {
         max_request_bytes: 4_000_000,
         max_gap_bytes: 4_000_000,
         ..limits()
     };
     let mut bench = Bench::new(limits, vec![blob]);
-    bench.predict(1, "plan", 0..4);
-    assert_eq!(bench.news(), [(Predicted, vec![0, 1, 2, 3])]);
+    bench.long_fat_link();
+    bench.predict(1, "plan", [4, 0, 1, 2, 3]);
+    assert_eq!(
+        bench.news(),
+        [(Predicted, vec![4]), (Predicted, vec![0, 1, 2, 3])]
+    );
     bench.demand(1, 1..2);
     assert_eq!(bench.news(), []);
     bench.demand(2, 3..4);
     assert_eq!(bench.news(), [(Demand, vec![3])]);
     // The demand's own request comes first, then what is left of the other: each is reported once.
-    bench.complete(1);
+    bench.complete(2);
     assert_eq!(bench.replies, [(2, Ok(()))]);
-    bench.complete(0);
+    bench.complete(1);
     assert_eq!(bench.replies, [(2, Ok(())), (1, Ok(()))]);
-    assert_eq!(bench.brought.len(), 4);
+    bench.complete(0);
+    assert_eq!(bench.brought.len(), 5);
     assert_eq!(bench.finished, [(1, 0)]);
 }
 
@@ -266,6 +274,20 @@ fn a_few_misses_beside_a_long_plan_leave_the_background_waiting() {
         begun(&mut bench),
         "another start than the one that was planned for"
     );
+}
+
+#[test]
+fn a_reader_that_gets_no_answer_lets_the_background_go_on() {
+    // The host may work at no more requests at once than stand still.
+    let mut bench = Bench::one(40);
+    bench.background();
+    bench.demand(1, 39..40);
+    assert_eq!(bench.held, [0, 1, 2, 3]);
+    bench.wait_for_deadline();
+    assert!(bench.held.is_empty());
+    let request = bench.requests[4].id;
+    bench.apply([Event::Flowing { request }]);
+    assert_eq!(bench.held, [0, 1, 2, 3]);
 }
 
 #[test]
