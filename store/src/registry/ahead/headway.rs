@@ -75,7 +75,48 @@ fn comes_within(time: Duration, received: u64, within: Duration, remaining: u64)
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::{
+        digest::Digest,
+        metrics::Lane,
+        registry::{Early, Reference, ahead::Shelf},
+    };
+
+    #[test]
+    fn what_follows_waits_for_every_beginning_and_not_for_every_end() {
+        const LEN: u64 = 1_000_000;
+        let reference: Reference = "h/i:1".parse().unwrap();
+        let (shelf, mut headway) = (Shelf::default(), Headway::default());
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let [one, other] = [0, LEN].map(|start| {
+            let early = Early {
+                blob: Digest::of(b"blob"),
+                size: 2 * LEN,
+                range: start..start + LEN,
+                lane: Lane::Metadata,
+                later: false,
+            };
+            let piece = shelf.put(&reference.repository, &early, None).unwrap();
+            headway.asked(begin, &piece);
+            piece
+        });
+        assert!(!headway.is_nearly_over(at(90)), "nothing has come");
+        one.add(Bytes::from(vec![0; 900_000]));
+        assert!(!headway.is_nearly_over(at(100)), "nothing of the other");
+        other.add(Bytes::from(vec![0; 100_000]));
+        // A megabyte in 10 ms; the other megabyte comes within a round trip, half of the time to the first byte.
+        assert!(!headway.is_nearly_over(at(101)), "too early to tell");
+        assert!(headway.is_nearly_over(at(110)));
+        assert!(!headway.is_nearly_over(at(200)), "it has become slow");
+        one.tell(|progress| progress.over = true);
+        other.tell(|progress| progress.over = true);
+        assert!(headway.is_nearly_over(at(200)), "nothing more will come");
+    }
 
     #[test]
     fn the_rest_is_compared_with_what_came() {
