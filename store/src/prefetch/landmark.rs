@@ -1,21 +1,18 @@
 //! The first start of an image whose builder said what a start needs: eStargz puts such files in front of a landmark.
 //!
 //! A list made by a builder names whole files, in the order in which a start opened them, and may be old or wrong: so it
-//! counts only where no profile predicts anything, and no more than [`BYTES`] of it. It is fetched like a profile's plan
+//! counts only where no profile predicts anything, and no more than [`UNPROVEN_BYTES`] of each layer's. It is fetched like a profile's plan
 //! and judged like one (metrics, waste). Invariant: what lies behind the landmark is never planned here.
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::plan::Planned;
+use super::plan::{Planned, UNPROVEN_BYTES};
 use crate::{
     cache::ChunkState,
     fetch::{Plan, PlanStep},
     format::{Chunk, index::IndexError},
     image::Layer,
 };
-
-/// Decoded bytes of a layer that are fetched at most: what a wrong list can cost.
-const BYTES: u64 = 256 << 20;
 
 /// The plan for an image that nothing else predicts anything for; `None` without landmarks.
 pub(super) fn prioritised(reference: Option<&str>, layers: &[Arc<Layer>]) -> Option<Planned> {
@@ -37,7 +34,7 @@ pub(super) fn prioritised(reference: Option<&str>, layers: &[Arc<Layer>]) -> Opt
 fn plan(name: &str, layers: &[Arc<Layer>]) -> Result<Option<Planned>, IndexError> {
     let (mut steps, mut bytes) = (Vec::new(), HashMap::new());
     for layer in layers {
-        let mut left = BYTES;
+        let mut left = UNPROVEN_BYTES;
         for (place, chunk) in in_front(layer)?.into_iter().enumerate() {
             if layer.cache.state(chunk.id) != ChunkState::Missing || chunk.zeros {
                 continue;
@@ -131,7 +128,7 @@ mod tests {
     #[test]
     fn a_long_list_is_followed_only_so_far() {
         let kept = Place::new();
-        let third = BYTES / 3 + 1;
+        let third = UNPROVEN_BYTES / 3 + 1;
         let items = [
             Item::File("a", "a", vec![third]),
             Item::File("b", "b", vec![third]),

@@ -53,9 +53,9 @@ pub struct PlannedPages {
     pub at_us: i64,
 }
 
-/// Decoded bytes that profiles of other images may have fetched: what a wrong one can cost at most. Larger starts than
-/// this are rare, and their first own run lifts it.
-const SISTER_BYTES: u64 = 256 << 20;
+/// Decoded bytes that may be fetched by what is no record of the image's own starts (profiles of other images, a
+/// builder's list): what a wrong one can cost at most. Larger starts than this are rare, and their first own run lifts it.
+pub(super) const UNPROVEN_BYTES: u64 = 256 << 20;
 
 /// Plans for an image with the locator's layers. `name` is for logs and status; `kin` says whose profiles predicted.
 ///
@@ -76,7 +76,7 @@ pub fn plan(
     let mut steps = Vec::new();
     let mut left = match kin {
         Kin::Own => u64::MAX,
-        Kin::Sister => SISTER_BYTES,
+        Kin::Sister => UNPROVEN_BYTES,
     };
     for ((slot, number), needed) in needed {
         let layer = &layers[needed.layer];
