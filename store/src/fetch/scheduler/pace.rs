@@ -150,9 +150,6 @@ impl Pace {
     }
 
     fn line(&mut self, host: &str) -> &mut Line {
-        if !self.0.contains_key(host) {
-            self.0.insert(host.to_owned(), Line::default());
-        }
         self.0.entry(host.to_owned()).or_default()
     }
 }

@@ -12,7 +12,8 @@ use crate::{cache::ChunkState, fetch::origin::Blob};
 /// chunks in 31 MB took 340 requests and stalled 0.35 s with 256, 180 requests and 0.1 s with 1,024 (`cargo xtask bench`).
 pub(super) const WINDOW: usize = 1024;
 
-/// And how often what may be on its way.
+/// Nor more than so many times the bytes that may be on their way: what lies further behind would only hold up what is
+/// needed first.
 const WINDOW_AHEAD: u64 = 4;
 
 #[derive(Debug)]
@@ -22,10 +23,10 @@ pub(super) struct Plan {
     pub(super) steps: Vec<(LayerKey, u32)>,
     /// The first step not looked at.
     pub(super) next: usize,
-    /// Steps looked at and not asked for yet, in order; entries may be out of date.
-    pub(super) window: VecDeque<(LayerKey, u32)>,
-    /// Bytes of the plan up to each step of the window.
-    pub(super) places: VecDeque<u64>,
+    /// Steps looked at and not asked for yet, in order, each with the bytes of the plan before it; entries may be out of
+    /// date.
+    pub(super) window: VecDeque<((LayerKey, u32), u64)>,
+    /// Bytes of the plan up to the window's end.
     pub(super) bytes: u64,
     /// Chunks that it waits for.
     pub(super) open: usize,
@@ -53,7 +54,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             steps,
             next: 0,
             window: VecDeque::new(),
-            places: VecDeque::new(),
             bytes: 0,
             open: 0,
             failed: 0,
@@ -73,21 +73,19 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 steps,
                 next,
                 window,
-                places,
                 bytes,
                 ..
             } = &mut self.plans[plan];
             let id = *id;
-            while let Some((layer, chunk)) = window.front()
+            while let Some(((layer, chunk), _)) = window.front()
                 && !matches!(
                     self.layers[*layer].wants.get(chunk).map(|want| want.status),
                     Some(Status::Queued | Status::Local)
                 )
             {
                 window.pop_front();
-                places.pop_front();
             }
-            let long = places.front().is_some_and(|first| *bytes - first > most);
+            let long = (window.front()).is_some_and(|(_, before)| *bytes - before > most);
             if long || window.len() >= WINDOW || *next == steps.len() {
                 return;
             }
@@ -101,8 +99,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 Ok(length) => {
                     let plan = &mut self.plans[plan];
                     plan.open += 1;
-                    plan.window.push_back((layer, chunk));
-                    plan.places.push_back(plan.bytes);
+                    plan.window.push_back(((layer, chunk), plan.bytes));
                     plan.bytes += length;
                 }
                 Err(why) => {
@@ -119,10 +116,11 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    /// Bytes of a plan that may be ready at once: what lies further behind would only hold up what is needed first.
+    /// Bytes of a plan that may be looked at at once.
     fn window_bytes(&self, plan: usize) -> u64 {
         let plan = &self.plans[plan];
-        let step = plan.window.front().or_else(|| plan.steps.get(plan.next));
+        let front = plan.window.front().map(|(step, _)| step);
+        let step = front.or_else(|| plan.steps.get(plan.next));
         step.map_or(0, |(layer, _)| {
             WINDOW_AHEAD * self.pace.ahead(&self.host(*layer))
         })

@@ -93,7 +93,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let ready = |(layer, chunk): &&(LayerKey, u32)| {
                 self.is_ready(*layer, *chunk, Priority::Predicted)
             };
-            let Some((layer, chunk)) = self.plans[plan].window.iter().find(ready).copied() else {
+            let mut steps = self.plans[plan].window.iter().map(|(step, _)| step);
+            let Some((layer, chunk)) = steps.find(ready).copied() else {
                 continue;
             };
             if self.may_ask(layer, now) && self.has_room(layer) {
