@@ -5,6 +5,7 @@
 
 mod arrivals;
 mod backoff;
+mod batch;
 #[doc(hidden)]
 pub mod bench;
 mod decode;
@@ -18,7 +19,7 @@ mod scheduler;
 #[cfg(test)]
 mod tests;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -193,6 +194,10 @@ impl Fetcher {
     /// Puts a plan into the predicted lane; chunks that are present or on their way are skipped. Resolves when the
     /// plan's last chunk is present, given up, or superseded. Dropping the future does not cancel the plan.
     pub async fn predict(&self, plan: Plan) -> PlanOutcome {
+        let needs = plan.steps.iter().map(|step| step.at_us);
+        let lasts = (needs.clone().max().zip(needs.min()))
+            .and_then(|(last, first)| u64::try_from(last.checked_sub(first)?).ok())
+            .map_or(Duration::ZERO, Duration::from_micros);
         let mut steps = Vec::with_capacity(plan.steps.len());
         let mut known: Vec<(Arc<Layer>, Wanted)> = Vec::new();
         for step in plan.steps {
@@ -212,18 +217,35 @@ impl Fetcher {
             };
             steps.push((known[found].1.clone(), step.chunk));
         }
-        self.predict_of(plan.name, steps).await
+        self.predict_of(plan.name, steps, lasts).await
     }
 
-    async fn predict_of(&self, name: String, steps: Vec<(Wanted, u32)>) -> PlanOutcome {
+    async fn predict_of(
+        &self,
+        name: String,
+        steps: Vec<(Wanted, u32)>,
+        lasts: Duration,
+    ) -> PlanOutcome {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Predict { name, steps, reply };
+        let command = Command::Predict {
+            name,
+            steps,
+            lasts,
+            reply,
+        };
         if self.commands.send(command).is_err() {
             return stopped(FetchError::Stopping);
         }
         answer
             .await
             .unwrap_or_else(|_| stopped(FetchError::Stopping))
+    }
+
+    /// A reader came to a chunk that was marked ([`Layer::set_mark`]): it follows what was brought for being nearby.
+    pub fn reached(&self, layer: &Arc<Layer>, chunk: u32) {
+        if let Ok(wanted) = self.wanted(layer) {
+            let _ = self.commands.send(Command::Reached(wanted, chunk));
+        }
     }
 
     /// Adds a layer's missing chunks to the background lane, in file order. Nothing happens where `fetch.background`

@@ -272,6 +272,9 @@ impl Filesystem for Data {
             Ok(extent) => extent,
             Err(error) => return failed(error, reply),
         };
+        if let Some(mark) = layer.take_mark(extent.chunks.clone()) {
+            self.parts.fetcher.reached(&layer, mark);
+        }
         if !layer.cache.all_present(extent.chunks.clone()) {
             self.parts.metrics.cache_misses.inc();
             let parts = Arc::clone(&self.parts);

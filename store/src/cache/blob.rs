@@ -153,22 +153,33 @@ impl BlobCache {
             ChunkState::Missing
         };
         if self.presence.set(chunk, Some(ChunkState::Unproven), to) {
-            self.write_map(chunk);
+            self.write_map(chunk..chunk + 1);
         }
         Ok(self.state(chunk) == ChunkState::Present)
     }
 
-    /// Writes a verified chunk (`decoded.len() == chunk.len`) and sets its bit. The caller has checked the digest.
-    /// Nothing is marked present if it fails.
-    pub fn commit(&self, chunk: u32, decoded: &[u8]) -> Result<(), CacheError> {
-        let extent = self.extent(chunk)?;
-        if extent.len != decoded.len() as u64 {
-            return Err(self.chunk_error(
-                chunk,
-                format!("{} bytes instead of {}", decoded.len(), extent.len),
-            ));
+    /// Writes verified chunks that follow each other, `decoded` being the bytes of all of them, and sets their bits. The
+    /// caller has checked the digests. None is marked present if it fails.
+    pub fn commit(&self, chunks: Range<u32>, decoded: &[u8]) -> Result<(), CacheError> {
+        let Some(first) = chunks.clone().next() else {
+            return Ok(());
+        };
+        let offset = self.extent(first)?.offset;
+        let mut len = 0_u64;
+        for chunk in chunks.clone() {
+            let extent = self.extent(chunk)?;
+            if Some(extent.offset) != offset.checked_add(len) {
+                let what = format!("it does not follow chunk {} in the data file", chunk - 1);
+                return Err(self.chunk_error(chunk, what));
+            }
+            len = len.saturating_add(extent.len);
         }
-        self.write(chunk, |data| data.write_at(decoded, extent.offset))
+        if len != decoded.len() as u64 {
+            return Err(
+                self.chunk_error(first, format!("{} bytes instead of {len}", decoded.len()))
+            );
+        }
+        self.write(chunks, |data| data.write_at(decoded, offset))
     }
 
     /// Marks a zeros chunk present: a hole in the data file.
@@ -178,7 +189,9 @@ impl BlobCache {
             return Err(self.chunk_error(chunk, "it is no run of zeros".to_owned()));
         }
         // The place may hold what an unclean stop left behind.
-        self.write(chunk, |data| data.punch(extent.offset, extent.len))
+        self.write(chunk..chunk + 1, |data| {
+            data.punch(extent.offset, extent.len)
+        })
     }
 
     /// Fills `buf` from the data file at `data_offset`. The caller has checked that its chunks are present.
@@ -221,43 +234,54 @@ impl BlobCache {
 
     fn write(
         &self,
-        chunk: u32,
+        chunks: Range<u32>,
         put: impl FnOnce(&dyn DiskFile) -> std::io::Result<()>,
     ) -> Result<(), CacheError> {
         let _pass = self.gate.enter()?;
-        if self.state(chunk) == ChunkState::Present {
+        if self.all_present(chunks.clone()) {
             return Ok(());
         }
         self.start_anew_if_stale()?;
         self.dirty.store(true, Ordering::Release);
         put(self.data(true)?).map_err(CacheError::io("write", &self.data_path))?;
-        self.presence.set(chunk, None, ChunkState::Present);
-        self.write_map(chunk);
+        for chunk in chunks.clone() {
+            self.presence.set(chunk, None, ChunkState::Present);
+        }
+        self.write_map(chunks);
         Ok(())
     }
 
-    /// Brings the map's block of a chunk to disk. Without a lock: whoever writes looks afterwards whether memory has
+    /// Brings the map's blocks of chunks to disk. Without a lock: whoever writes looks afterwards whether memory has
     /// changed meanwhile, so that the last one to write has written what memory says.
     ///
-    /// A failure is only logged: memory says the truth, and on disk at worst the chunk is fetched or hashed again.
-    fn write_map(&self, chunk: u32) {
+    /// A failure is only logged: memory says the truth, and on disk at worst the chunks are fetched or hashed again.
+    fn write_map(&self, chunks: Range<u32>) {
         self.dirty.store(true, Ordering::Release);
-        let block = Presence::block_of(chunk);
-        let mut bytes = self.presence.block(block);
-        loop {
-            let written = self.present().and_then(|file| {
-                file.write_at(&bytes, Presence::block_offset(block))
-                    .map_err(CacheError::io("write", &self.present_path))
-            });
-            if let Err(error) = written {
-                tracing::warn!(error = &error as &dyn std::error::Error, layer = %self.header.blob, chunk, "after a restart this chunk is fetched or checked again");
-                return;
+        let Some(last) = chunks.clone().next_back() else {
+            return;
+        };
+        for block in Presence::block_of(chunks.start)..=Presence::block_of(last) {
+            let mut bytes = self.presence.block(block);
+            loop {
+                let written = self.present().and_then(|file| {
+                    file.write_at(&bytes, Presence::block_offset(block))
+                        .map_err(CacheError::io("write", &self.present_path))
+                });
+                if let Err(error) = written {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        layer = %self.header.blob,
+                        ?chunks,
+                        "after a restart these chunks are fetched or checked again"
+                    );
+                    return;
+                }
+                let now = self.presence.block(block);
+                if now == bytes {
+                    break;
+                }
+                bytes = now;
             }
-            let now = self.presence.block(block);
-            if now == bytes {
-                return;
-            }
-            bytes = now;
         }
     }
 

@@ -33,7 +33,7 @@ fn put(blob: &BlobCache, layer: &Layer, chunk: u32) -> Result<(), CacheError> {
     if layer.extent(chunk).unwrap().zeros {
         blob.commit_zeros(chunk)
     } else {
-        blob.commit(chunk, &layer.bytes(chunk))
+        blob.commit(chunk..chunk + 1, &layer.bytes(chunk))
     }
 }
 
@@ -237,8 +237,8 @@ fn wrong_lengths_and_numbers_are_refused() {
     let (disk, layer) = (MemoryDisk::default(), Layer::new(40));
     let cache = open(&disk, 1);
     let blob = blob(&cache, &layer);
-    assert!(blob.commit(1, b"too short").is_err());
-    assert!(blob.commit(40, b"").is_err());
+    assert!(blob.commit(1..2, b"too short").is_err());
+    assert!(blob.commit(40..41, b"").is_err());
     assert!(blob.commit_zeros(1).is_err());
     assert_eq!(blob.state(1), ChunkState::Missing);
     assert_eq!(blob.state(u32::MAX), ChunkState::Missing);

@@ -165,6 +165,7 @@ impl Following {
             id: 0,
             name: "plan".to_owned(),
             steps,
+            lasts: Duration::ZERO,
         });
         while let Some(request) = self.requests.pop_front() {
             for (chunk, _) in &request.chunks {
@@ -221,7 +222,10 @@ impl Following {
                 Action::Reply { result, .. } => self.met += u32::from(result.is_ok()),
                 Action::Finished { failed, .. } => self.finished = failed == 0,
                 // No chunk is in the cache unproven or only zeros, and no body stands still.
-                Action::Prove { .. } | Action::Zeros { .. } | Action::Hold { .. } => {}
+                Action::Prove { .. }
+                | Action::Zeros { .. }
+                | Action::Hold { .. }
+                | Action::Mark { .. } => {}
             }
         }
     }

@@ -48,6 +48,8 @@ pub(super) struct Decoders {
     gzip: libdeflater::Decompressor,
     zstd: zstd::bulk::Decompressor<'static>,
     scratch: Vec<u8>,
+    /// For who stores what comes out of here: empty, with room for the next.
+    pub(super) run: Vec<u8>,
 }
 
 impl Decoders {
@@ -57,6 +59,7 @@ impl Decoders {
             gzip: libdeflater::Decompressor::new(),
             zstd: zstd::bulk::Decompressor::new()?,
             scratch: Vec::new(),
+            run: Vec::new(),
         })
     }
 

@@ -40,8 +40,10 @@ pub(super) enum Command {
     Predict {
         name: String,
         steps: Vec<(Wanted, u32)>,
+        lasts: Duration,
         reply: oneshot::Sender<PlanOutcome>,
     },
+    Reached(Wanted, u32),
     Background(Wanted),
     Pause(bool),
     Snapshot(oneshot::Sender<Snapshot>),
@@ -148,14 +150,28 @@ impl Executor {
                 self.demands.insert(id, reply);
                 batch.push(Event::Demand { id, layer, chunks });
             }
-            Command::Predict { name, steps, reply } => {
+            Command::Predict {
+                name,
+                steps,
+                lasts,
+                reply,
+            } => {
                 let steps = steps
                     .into_iter()
                     .map(|(origin, chunk)| (self.layer(origin), chunk))
                     .collect();
                 let id = self.id();
                 self.plans.insert(id, reply);
-                batch.push(Event::Predict { id, name, steps });
+                batch.push(Event::Predict {
+                    id,
+                    name,
+                    steps,
+                    lasts,
+                });
+            }
+            Command::Reached(origin, chunk) => {
+                let layer = self.layer(origin);
+                batch.push(Event::Reached { layer, chunk });
             }
             Command::Background(origin) => {
                 let layer = self.layer(origin);
@@ -208,6 +224,7 @@ impl Executor {
                 self.tasks
                     .spawn(request::run(request, shared, held, events));
             }
+            Action::Mark { blob, chunk } => blob.mark(chunk),
             Action::Hold { request, hold } => {
                 if let Some(sender) = self.requests.get(&request) {
                     sender.send_replace(hold);

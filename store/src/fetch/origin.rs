@@ -46,9 +46,11 @@ pub(super) trait Origin: Blob {
     /// [`crate::cache::BlobCache::prove`].
     fn prove(&self, chunk: u32) -> Result<bool, CacheError>;
     /// [`crate::cache::BlobCache::commit`].
-    fn commit(&self, chunk: u32, decoded: &[u8]) -> Result<(), CacheError>;
+    fn commit(&self, chunks: Range<u32>, decoded: &[u8]) -> Result<(), CacheError>;
     /// [`crate::cache::BlobCache::commit_zeros`].
     fn commit_zeros(&self, chunk: u32) -> Result<(), CacheError>;
+    /// [`Layer::set_mark`].
+    fn mark(&self, chunk: u32);
     /// Path of the file that a chunk belongs to, for messages.
     fn file(&self, chunk: u32) -> String;
 }
@@ -169,11 +171,14 @@ impl Origin for LayerOrigin {
     fn prove(&self, chunk: u32) -> Result<bool, CacheError> {
         self.layer.cache.prove(chunk)
     }
-    fn commit(&self, chunk: u32, decoded: &[u8]) -> Result<(), CacheError> {
-        self.layer.cache.commit(chunk, decoded)
+    fn commit(&self, chunks: Range<u32>, decoded: &[u8]) -> Result<(), CacheError> {
+        self.layer.cache.commit(chunks, decoded)
     }
     fn commit_zeros(&self, chunk: u32) -> Result<(), CacheError> {
         self.layer.cache.commit_zeros(chunk)
+    }
+    fn mark(&self, chunk: u32) {
+        self.layer.set_mark(chunk);
     }
     fn file(&self, chunk: u32) -> String {
         let index = &self.layer.index;

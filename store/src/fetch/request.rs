@@ -1,20 +1,20 @@
 //! One range request from its start to its end: bytes in, chunks handed to the pool as soon as they are complete.
 //!
-//! Permits bound what is in memory: one is taken before a chunk's bytes are read and given back when it is stored.
+//! Permits bound what is in memory: one is taken before a chunk's bytes are read and given back when it is stored. Nobody
+//! waits for one, or for bytes, with chunks in hand that the pool could already work on.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, watch};
 
 use super::{
-    decode::{DecodeError, Decoders},
+    batch::Batch,
     origin::{Body, Origin, Refusal},
     pool::Pool,
-    scheduler::{Arrival, ChunkFailure, Event, LayerKey, Request, RequestId},
+    scheduler::{Arrival, ChunkFailure, Event, Request},
 };
 use crate::{
-    cache::ChunkState,
     format::Chunk,
     metrics::{ByLane, Lane, Metrics},
 };
@@ -46,15 +46,25 @@ impl Budget {
         }
     }
 
+    /// Room, if there is some.
+    fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let semaphore = Arc::clone(&self.semaphore);
+        semaphore.try_acquire_many_owned(self.units_of(bytes)).ok()
+    }
+
     /// Waits for room. What is larger than the whole budget gets all of it.
     async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
         let semaphore = Arc::clone(&self.semaphore);
         // Nobody closes the semaphore.
         semaphore
-            .acquire_many_owned(units.min(self.units))
+            .acquire_many_owned(self.units_of(bytes))
             .await
             .ok()
+    }
+
+    fn units_of(&self, bytes: u64) -> u32 {
+        let units = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        units.min(self.units)
     }
 }
 
@@ -162,41 +172,46 @@ async fn read(
         Lane::Demand => &shared.demand_budget,
         _ => &shared.ahead_budget,
     };
+    let mut batch = Batch::new(request, &shared.pool, events, &shared.metrics);
     while let Some(group) = groups.front() {
-        // Only here, where no permit is held: a body that stands still must not keep others from moving.
-        let _ = hold.wait_for(|hold| !*hold).await;
-        let permit = budget.take(group.cost()).await;
+        // Only where no permit is held: a body that stands still must not keep others from moving.
+        if *hold.borrow() {
+            batch.send();
+            let _ = hold.wait_for(|hold| !*hold).await;
+        }
+        let permit = match budget.try_take(group.cost()) {
+            Some(permit) => Some(permit),
+            None => {
+                batch.send();
+                budget.take(group.cost()).await
+            }
+        };
         let bytes = group.span.end.saturating_sub(stream.position);
         let allowed = SLOW_START + Duration::from_secs(bytes / SLOWEST);
-        let span = tokio::time::timeout(allowed, stream.group(group))
-            .await
-            .map_err(|_| Refusal {
-                why: format!(
-                    "{bytes} bytes of the layer did not come within {} s",
-                    allowed.as_secs()
-                ),
-                retry: Some(Duration::ZERO),
-            })??;
+        let came = {
+            let coming = tokio::time::timeout(allowed, stream.group(group));
+            tokio::pin!(coming);
+            match futures_util::poll!(coming.as_mut()) {
+                Poll::Ready(came) => came,
+                // What is here does not wait for what is not.
+                Poll::Pending => {
+                    batch.send();
+                    coming.await
+                }
+            }
+        };
+        let span = came.map_err(|_| Refusal {
+            why: format!(
+                "{bytes} bytes of the layer did not come within {} s",
+                allowed.as_secs()
+            ),
+            retry: Some(Duration::ZERO),
+        })??;
         if let Some(group) = groups.pop_front() {
-            let job = DecodeJob {
-                blob: Arc::clone(&request.blob),
-                host: request.host.clone(),
-                request: request.id,
-                source: request.source,
-                layer: request.layer,
-                base: group.span.start,
-                bytes: span,
-                left: group.chunks.into(),
-                events: events.clone(),
-                metrics: Arc::clone(&shared.metrics),
-                _permit: permit,
-            };
-            let urgent = request.lane == Lane::Demand;
-            shared
-                .pool
-                .submit(urgent, Box::new(move |decoders| job.run(decoders)));
+            batch.add(group.span.start, span, group.chunks, permit);
         }
     }
+    batch.send();
     stream.drain().await;
     Ok(())
 }
@@ -346,101 +361,6 @@ impl Meter {
             if self.position == stretch {
                 self.stretches.pop_front();
             }
-        }
-    }
-}
-
-/// A group's bytes on their way through the pool. Whatever happens to it, each of its chunks is reported once.
-struct DecodeJob {
-    blob: Arc<dyn Origin>,
-    host: String,
-    request: RequestId,
-    source: usize,
-    layer: LayerKey,
-    /// Where in the blob `bytes` starts.
-    base: u64,
-    bytes: Vec<u8>,
-    /// Chunks not reported yet.
-    left: VecDeque<Chunk>,
-    events: UnboundedSender<Event>,
-    metrics: Arc<Metrics>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl DecodeJob {
-    fn run(mut self, decoders: &mut Decoders) {
-        let bytes = std::mem::take(&mut self.bytes);
-        while let Some(first) = self.left.front() {
-            // Chunks that share a span were sorted next to each other.
-            let span = first.span.clone();
-            let same = self.left.iter().take_while(|chunk| chunk.span == span);
-            let chunks: Vec<Chunk> = same.cloned().collect();
-            // A demand may have overtaken us.
-            if chunks
-                .iter()
-                .all(|chunk| self.blob.state(chunk.id) == ChunkState::Present)
-            {
-                for chunk in chunks {
-                    self.left.pop_front();
-                    self.report(chunk.id, Ok(()));
-                }
-                continue;
-            }
-            let from = usize::try_from(span.start - self.base).unwrap_or(usize::MAX);
-            let len = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
-            let piece = bytes.get(from..from.saturating_add(len)).unwrap_or(&[]);
-            let format = self.blob.format();
-            decoders.chunks(format, piece, &chunks, |chunk, decoded| {
-                let result = self.store(chunk, decoded);
-                self.left.pop_front();
-                self.report(chunk.id, result);
-            });
-        }
-    }
-
-    fn store(
-        &self,
-        chunk: &Chunk,
-        decoded: Result<&[u8], DecodeError>,
-    ) -> Result<(), ChunkFailure> {
-        let decoded = decoded.map_err(|error| {
-            self.metrics.verify_failures.inc();
-            let why = format!("its bytes are wrong: {error}");
-            tracing::error!(
-                layer = %self.blob.digest(),
-                file = self.blob.file(chunk.id),
-                offset = chunk.file_offset,
-                chunk = chunk.id,
-                host = self.host,
-                "refused a chunk: {why}"
-            );
-            ChunkFailure::Wrong(why)
-        })?;
-        self.blob.commit(chunk.id, decoded).map_err(|error| {
-            let mut why = error.to_string();
-            if let Some(cause) = std::error::Error::source(&error) {
-                why = format!("{why}: {cause}");
-            }
-            ChunkFailure::Store(why)
-        })
-    }
-
-    fn report(&self, chunk: u32, result: Result<(), ChunkFailure>) {
-        let _ = self.events.send(Event::Arrived(Arrival {
-            request: self.request,
-            source: self.source,
-            layer: self.layer,
-            chunk,
-            result,
-        }));
-    }
-}
-
-impl Drop for DecodeJob {
-    fn drop(&mut self) {
-        for chunk in std::mem::take(&mut self.left) {
-            let why = "decoding it broke off".to_owned();
-            self.report(chunk.id, Err(ChunkFailure::Store(why)));
         }
     }
 }

@@ -78,7 +78,11 @@ pub(super) enum Event {
         id: PlanId,
         name: String,
         steps: Vec<(LayerKey, u32)>,
+        /// From the first need to the last, when the start was recorded.
+        lasts: Duration,
     },
+    /// A reader came to a chunk that was marked.
+    Reached { layer: LayerKey, chunk: u32 },
     /// A layer is to be brought completely.
     Background { layer: LayerKey },
     /// The background lane stops or goes on.
@@ -142,6 +146,8 @@ pub(super) enum Action<B: ?Sized> {
         chunk: u32,
         urgent: bool,
     },
+    /// Say when a reader comes to this chunk.
+    Mark { blob: Arc<B>, chunk: u32 },
     /// Stop reading the body of a request, or go on.
     Hold { request: RequestId, hold: bool },
     /// A demand is met, or cannot be.
@@ -397,7 +403,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     fn take(&mut self, now: Duration, event: Event) {
         match event {
             Event::Demand { id, layer, chunks } => self.demand(now, id, layer, chunks),
-            Event::Predict { id, name, steps } => self.predict(id, name, steps),
+            Event::Predict {
+                id,
+                name,
+                steps,
+                lasts,
+            } => self.predict(id, name, steps, lasts),
+            Event::Reached { layer, chunk } => self.reached(now, layer, chunk),
             Event::Background { layer } => self.want_all(now, layer),
             Event::Pause(paused) => self.background.paused = paused,
             Event::Arrived(arrival) => self.arrived(now, arrival),

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod batches;
 mod codecs;
 mod whole;
 
@@ -60,6 +61,9 @@ struct Memory {
     gate: tokio::sync::Semaphore,
     /// Commits that fail.
     full: AtomicUsize,
+    /// What was stored by one write each.
+    commits: Mutex<Vec<Range<u32>>>,
+    mark: Mutex<Option<u32>>,
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -140,6 +144,8 @@ impl Memory {
             ranges: Mutex::default(),
             gate: tokio::sync::Semaphore::new(0),
             full: AtomicUsize::new(0),
+            commits: Mutex::default(),
+            mark: Mutex::default(),
         })
     }
 
@@ -232,7 +238,7 @@ impl Origin for Memory {
         self.states.lock()[chunk as usize] = ChunkState::Missing;
         Ok(false)
     }
-    fn commit(&self, chunk: u32, decoded: &[u8]) -> Result<(), CacheError> {
+    fn commit(&self, chunks: Range<u32>, decoded: &[u8]) -> Result<(), CacheError> {
         let left = self
             .full
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
@@ -243,13 +249,24 @@ impl Origin for Memory {
                 source: std::io::ErrorKind::StorageFull.into(),
             });
         }
-        self.stored.lock()[chunk as usize] = Some(decoded.to_vec());
-        self.states.lock()[chunk as usize] = ChunkState::Present;
+        self.commits.lock().push(chunks.clone());
+        let mut rest = decoded;
+        for chunk in chunks {
+            let len = usize::try_from(self.chunks[chunk as usize].len).unwrap();
+            let (bytes, behind) = rest.split_at(len);
+            rest = behind;
+            self.stored.lock()[chunk as usize] = Some(bytes.to_vec());
+            self.states.lock()[chunk as usize] = ChunkState::Present;
+        }
+        assert!(rest.is_empty());
         Ok(())
     }
     fn commit_zeros(&self, chunk: u32) -> Result<(), CacheError> {
         self.states.lock()[chunk as usize] = ChunkState::Present;
         Ok(())
+    }
+    fn mark(&self, chunk: u32) {
+        *self.mark.lock() = Some(chunk);
     }
     fn file(&self, chunk: u32) -> String {
         format!("/file-{chunk}")

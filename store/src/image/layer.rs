@@ -1,6 +1,9 @@
 //! The layer as a unit: one object a blob, whatever the number of references.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use crate::{
     cache::BlobCache,
@@ -23,7 +26,12 @@ pub struct Layer {
     /// What of it is here.
     pub cache: Arc<BlobCache>,
     sources: parking_lot::RwLock<Vec<Repository>>,
+    /// See [`Self::set_mark`].
+    mark: AtomicU32,
 }
+
+/// No chunk has this number: a layer has fewer.
+const NO_MARK: u32 = u32::MAX;
 
 /// Which data mount serves a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,7 +67,23 @@ impl Layer {
             index,
             cache,
             sources: parking_lot::RwLock::new(sources),
+            mark: AtomicU32::new(NO_MARK),
         }
+    }
+
+    /// Marks a chunk: whoever fetches wants to know when a reader comes to it. It takes the place of the mark before.
+    pub fn set_mark(&self, chunk: u32) {
+        self.mark.store(chunk, Ordering::Relaxed);
+    }
+
+    /// Takes the mark away if it is on one of these chunks, and answers which. A load, for nearly every read.
+    pub fn take_mark(&self, chunks: std::ops::Range<u32>) -> Option<u32> {
+        let mark = self.mark.load(Ordering::Relaxed);
+        let taken = chunks.contains(&mark)
+            && (self.mark)
+                .compare_exchange(mark, NO_MARK, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        taken.then_some(mark)
     }
 
     /// Which mount serves it.

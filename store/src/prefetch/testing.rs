@@ -157,6 +157,9 @@ pub(super) fn bring(layer: &Layer, chunk: u32, items: &[Item]) {
         .unwrap();
     layer
         .cache
-        .commit(chunk, &bytes_of(seed, (chunk - first) as usize, found.len))
+        .commit(
+            chunk..chunk + 1,
+            &bytes_of(seed, (chunk - first) as usize, found.len),
+        )
         .unwrap();
 }

@@ -2,13 +2,15 @@
 //!
 //! Each such miss lets a window of bytes behind it be asked for, which doubles with every miss that follows soon. A miss
 //! costs the link's latency whatever it brings; with windows of about what the link carries in that time, a start that
-//! needs most of a layer takes at most twice as long as bringing all of it, and one that needs little brings little.
+//! needs most of a layer takes at most twice as long as bringing all of it, and one that needs little brings little. Where a
+//! window begins there is a mark: a reader that comes to it is told of, and the next window is asked for while this one
+//! is read.
 //! Invariants: a plan that is being followed has the link for itself; at most one largest window is under way, so a
 //! slow link is asked for less; nothing here is asked for twice.
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{LayerKey, Priority, Scheduler};
+use super::{Action, LayerKey, Priority, Scheduler};
 use crate::{
     cache::ChunkState,
     fetch::{origin::Blob, ranges::Growing},
@@ -16,6 +18,8 @@ use crate::{
 
 /// The first window is this part of the largest.
 const FIRST: u64 = 64;
+/// A window that a reader follows is so many times the one before.
+const FOLLOWED: u64 = 4;
 /// The largest, in what the link carries while an answer is waited for, and what it never is less than.
 const ANSWERS: u64 = 8;
 const LEAST: u64 = 64 << 10;
@@ -42,6 +46,8 @@ pub(super) struct Near {
     left: u64,
     window: u64,
     missed_at: Duration,
+    /// Where this window begins: a reader that comes here follows.
+    mark: Option<u32>,
 }
 
 impl<B: Blob + ?Sized> Scheduler<B> {
@@ -65,6 +71,24 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         };
         near.left = near.window;
         near.next = chunk.saturating_add(1);
+        near.missed_at = now;
+        near.mark = None;
+        if !self.nearby.layers.contains(&layer) {
+            self.nearby.layers.push_back(layer);
+        }
+    }
+
+    /// A reader came to where a window begins: the next one is asked for behind it, before it is missed. Who reads what
+    /// lies nearby will probably read on, so windows grow faster than by misses.
+    pub(super) fn reached(&mut self, now: Duration, layer: LayerKey, chunk: u32) {
+        let largest = self.largest_window(layer);
+        let near = &mut self.layers[layer].near;
+        if near.mark != Some(chunk) || largest == 0 {
+            return;
+        }
+        near.mark = None;
+        near.window = near.window.saturating_mul(FOLLOWED).min(largest);
+        near.left = near.window;
         near.missed_at = now;
         if !self.nearby.layers.contains(&layer) {
             self.nearby.layers.push_back(layer);
@@ -146,6 +170,11 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let bytes = growing.range().end - growing.range().start;
         near.left = near.left.saturating_sub(bytes);
         self.nearby.in_flight += bytes;
+        if near.mark.is_none() {
+            near.mark = Some(seed);
+            let blob = self.layers[layer].blob.clone();
+            self.actions.push(Action::Mark { blob, chunk: seed });
+        }
         self.request(now, layer, seed, Priority::Nearby, &growing);
         true
     }

@@ -3,7 +3,9 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    Action, Given, LayerKey, PlanId, Priority, Scheduler, start::AFTER_PLAN, want::Status,
+    Action, Given, LayerKey, PlanId, Priority, Scheduler,
+    start::{AFTER_PLAN, LONGEST_AFTER_PLAN},
+    want::Status,
 };
 use crate::{cache::ChunkState, fetch::origin::Blob};
 
@@ -21,6 +23,8 @@ pub(super) struct Plan {
     pub(super) id: PlanId,
     pub(super) name: String,
     pub(super) steps: Vec<(LayerKey, u32)>,
+    /// From the first need to the last, when the start was recorded.
+    pub(super) lasts: Duration,
     /// The first step not looked at.
     pub(super) next: usize,
     /// Steps looked at and not asked for yet, in order, each with the bytes of the plan before it; entries may be out of
@@ -35,7 +39,13 @@ pub(super) struct Plan {
 }
 
 impl<B: Blob + ?Sized> Scheduler<B> {
-    pub(super) fn predict(&mut self, id: PlanId, name: String, steps: Vec<(LayerKey, u32)>) {
+    pub(super) fn predict(
+        &mut self,
+        id: PlanId,
+        name: String,
+        steps: Vec<(LayerKey, u32)>,
+        lasts: Duration,
+    ) {
         for old in 0..self.plans.len() {
             if self.plans[old].name == name {
                 // The new plan knows better what is left to do.
@@ -52,6 +62,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             id,
             name,
             steps,
+            lasts,
             next: 0,
             window: VecDeque::new(),
             bytes: 0,
@@ -152,11 +163,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// Takes out the plans of which nothing is left to do.
     pub(super) fn finish_plans(&mut self, now: Duration) {
-        let mut brought = 0;
+        let (mut brought, mut rest) = (0, Duration::ZERO);
         self.plans.retain(|plan| {
             let over = plan.next == plan.steps.len() && plan.open == 0;
             if over {
                 brought = brought.max(plan.steps.len());
+                rest = rest.max(plan.lasts);
                 self.actions.push(Action::Finished {
                     plan: plan.id,
                     failed: plan.failed,
@@ -168,7 +180,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         if brought > 0 {
             self.background.planned = u32::try_from(brought).unwrap_or(u32::MAX);
             self.background.missed = 0;
-            self.background.after_plan = now + AFTER_PLAN;
+            // The start goes on where the plan has ended: no longer than when it was recorded, mostly.
+            let rest = rest.clamp(AFTER_PLAN, LONGEST_AFTER_PLAN);
+            self.background.after_plan = now + rest;
             self.wake_at(self.background.after_plan);
         }
     }

@@ -16,9 +16,11 @@ const BACKGROUND_REQUESTS: usize = 8;
 /// The background lane waits this long after a layer was looked up: the plan for its image is being made, and what the
 /// background has asked for by then would come before it.
 pub(super) const BEFORE_PLAN: Duration = Duration::from_millis(500);
-/// The background lane stands still for this long after a plan has ended: what it brings must be decoded, and the start
-/// that the plan was for needs the processors most in these seconds.
+/// The background lane stands still after a plan has ended, for as long as the plan's start took when it was recorded,
+/// but for this long at least: what it brings must be decoded, and the start needs the processors in these seconds.
 pub(super) const AFTER_PLAN: Duration = Duration::from_secs(2);
+/// And for this long at the most: a recording may have taken minutes over a slow link.
+pub(super) const LONGEST_AFTER_PLAN: Duration = Duration::from_secs(10);
 /// Background chunks being hashed or made holes at once.
 const BACKGROUND_LOCAL: usize = 16;
 /// A pass over a layer of which some chunks could not be had is repeated after this, doubled each time up to an hour.

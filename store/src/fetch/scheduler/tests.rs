@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod model;
+mod nearby;
 mod rules;
 mod simulation;
 
@@ -105,6 +106,8 @@ struct Bench {
     replies: Vec<(DemandId, Result<(), Given>)>,
     finished: Vec<(PlanId, u32)>,
     brought: Vec<(u32, Lane, bool)>,
+    /// Chunk whose reader is to be told of.
+    mark: Option<u32>,
 }
 
 fn limits() -> Limits {
@@ -144,6 +147,7 @@ impl Bench {
             replies: Vec::new(),
             finished: Vec::new(),
             brought: Vec::new(),
+            mark: None,
         }
     }
 
@@ -162,6 +166,7 @@ impl Bench {
                 Action::Prove { layer, chunk, .. } | Action::Zeros { layer, chunk, .. } => {
                     self.local.push((layer, chunk));
                 }
+                Action::Mark { chunk, .. } => self.mark = Some(chunk),
                 Action::Hold { request, hold } => {
                     self.held.retain(|id| *id != request);
                     if hold {
@@ -198,7 +203,13 @@ impl Bench {
             id,
             name: name.to_owned(),
             steps: chunks.into_iter().map(|chunk| (0, chunk)).collect(),
+            lasts: Duration::ZERO,
         }]);
+    }
+
+    /// A reader comes to a chunk.
+    fn reached(&mut self, chunk: u32) {
+        self.apply([Event::Reached { layer: 0, chunk }]);
     }
 
     /// The layer is to come completely, and no plan was made for it.

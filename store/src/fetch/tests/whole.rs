@@ -9,14 +9,14 @@ use crate::{
     metrics::{ByLane, Lane, Metrics},
 };
 
-struct Store {
-    fetcher: Fetcher,
-    metrics: Arc<Metrics>,
+pub(super) struct Store {
+    pub(super) fetcher: Fetcher,
+    pub(super) metrics: Arc<Metrics>,
     stop: CancellationToken,
 }
 
 impl Store {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         // What lies nearby has a test of its own.
         Self::with(&config::Fetch {
             nearby_bytes: 0,
@@ -38,7 +38,11 @@ impl Store {
             stop,
         }
     }
-    async fn demand(&self, layer: &Arc<Memory>, chunks: Range<u32>) -> Result<(), FetchError> {
+    pub(super) async fn demand(
+        &self,
+        layer: &Arc<Memory>,
+        chunks: Range<u32>,
+    ) -> Result<(), FetchError> {
         self.fetcher.demand_of(wanted(layer), chunks).await
     }
     fn bytes(&self, lane: Lane) -> u64 {
@@ -58,7 +62,7 @@ impl Store {
     }
 }
 
-fn wanted(layer: &Arc<Memory>) -> Wanted {
+pub(super) fn wanted(layer: &Arc<Memory>) -> Wanted {
     let origin: Arc<dyn Origin> = Arc::clone(layer) as Arc<dyn Origin>;
     Wanted {
         digest: layer.digest(),
@@ -166,7 +170,10 @@ async fn a_plan_is_brought_and_its_chunks_are_known_as_predicted() {
         Memory::new(LayerFormat::ZstdChunked, &LENGTHS),
     );
     let steps = [5, 0, 2].map(|chunk| (wanted(&layer), chunk)).to_vec();
-    let outcome = store.fetcher.predict_of("plan".to_owned(), steps).await;
+    let outcome = store
+        .fetcher
+        .predict_of("plan".to_owned(), steps, Duration::ZERO)
+        .await;
     assert_eq!(outcome.failed, 0);
     layer.assert_holds([0, 2, 5]);
     store.demand(&layer, 0..2).await.unwrap();
@@ -197,7 +204,10 @@ async fn a_plan_that_fails_in_part_says_so_and_brings_the_rest() {
     );
     layer.answer([Answer::Gone]);
     let steps = vec![(wanted(&layer), 0), (wanted(&layer), 99)];
-    let outcome = store.fetcher.predict_of("plan".to_owned(), steps).await;
+    let outcome = store
+        .fetcher
+        .predict_of("plan".to_owned(), steps, Duration::ZERO)
+        .await;
     assert_eq!(outcome.failed, 2);
     assert!(outcome.error.is_some());
     layer.assert_holds([]);
@@ -257,7 +267,7 @@ async fn who_waits_when_the_store_stops_is_told() {
     ));
     let outcome = store
         .fetcher
-        .predict_of("plan".to_owned(), Vec::new())
+        .predict_of("plan".to_owned(), Vec::new(), Duration::ZERO)
         .await;
     assert!(outcome.error.is_some());
     assert_eq!(store.fetcher.snapshot().await.layers.len(), 0);

@@ -109,6 +109,7 @@ impl Bench {
                 id: *next,
                 name: name.to_string(),
                 steps,
+                lasts: Duration::ZERO,
             }]),
             Step::Background(layer) => self.apply([Event::Background { layer }]),
             Step::Pause(paused) => self.apply([Event::Pause(paused)]),

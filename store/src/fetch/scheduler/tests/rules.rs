@@ -1,7 +1,7 @@
 //! One test a rule.
 
 use super::*;
-use Lane::{Background, Demand, Nearby, Predicted};
+use Lane::{Background, Demand, Predicted};
 
 #[test]
 fn neighbours_share_a_request_and_small_gaps_are_bridged() {
@@ -575,114 +575,6 @@ fn plans_of_containers_that_start_together_take_turns() {
     assert_eq!(second, 10);
 }
 
-/// Limits with windows of up to 64 chunks.
-fn nearby() -> Limits {
-    Limits {
-        nearby_bytes: 64 * 1100,
-        ..limits()
-    }
-}
-
-#[test]
-fn a_miss_brings_what_lies_behind_it_and_each_further_one_twice_as_much() {
-    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
-    bench.blobs[0].set(102, ChunkState::Present);
-    let mut windows = Vec::new();
-    for chunk in [100, 200, 300, 400] {
-        let id = u64::from(chunk);
-        bench.demand(id, chunk..chunk + 1);
-        let news = bench.news();
-        assert_eq!(news[0], (Demand, vec![chunk]));
-        let near: Vec<u32> = news[1..]
-            .iter()
-            .flat_map(|(lane, chunks)| {
-                assert_eq!(*lane, Nearby);
-                chunks.clone()
-            })
-            .collect();
-        windows.push(near);
-        while !bench.requests.is_empty() {
-            bench.complete(0);
-        }
-    }
-    assert_eq!(windows[0], [101]);
-    assert_eq!(windows[1], [201, 202]);
-    assert_eq!(windows[2], [301, 302, 303, 304]);
-    assert_eq!(windows[3].len(), 8);
-    // What was brought is counted by why it was.
-    assert!(bench.brought.contains(&(201, Nearby, false)));
-
-    // Later it begins anew, and passes over what is here.
-    bench.wait(Duration::from_secs(60));
-    bench.demand(1, 101..102);
-    bench.demand(2, 99..100);
-    assert_eq!(bench.news(), [(Demand, vec![99]), (Nearby, vec![103])]);
-}
-
-#[test]
-fn nothing_nearby_is_asked_for_while_a_plan_is_followed_or_for_what_it_will_bring() {
-    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
-    bench.predict(1, "plan", [500, 101]);
-    bench.news();
-    bench.demand(1, 300..301);
-    bench.demand(2, 100..101);
-    assert_eq!(bench.news(), [(Demand, vec![300]), (Demand, vec![100])]);
-    bench.complete(2);
-    bench.complete(2);
-    bench.complete(0);
-    assert_eq!(bench.news(), []);
-    bench.complete(0);
-    assert_eq!(bench.finished, [(1, 0)]);
-    // The last miss's window, of two chunks, once the link is free.
-    assert_eq!(bench.news(), [(Nearby, vec![102, 103])]);
-}
-
-#[test]
-fn what_is_nearby_yields_while_a_reader_s_bytes_come_and_only_then() {
-    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
-    bench.demand(1, 0..1);
-    bench.demand(2, 500..501);
-    let first = bench.requests[0].id;
-    let near: Vec<_> = (bench.requests.iter())
-        .filter(|request| request.lane == Nearby)
-        .map(|request| request.id)
-        .collect();
-    assert!(!near.is_empty() && bench.held.is_empty());
-    bench.apply([Event::Flowing { request: first }]);
-    assert_eq!(bench.held, near);
-    bench.arrive(0, Ok(()));
-    assert!(bench.held.is_empty());
-}
-
-#[test]
-fn a_failure_nearby_is_nobody_s() {
-    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
-    bench.demand(1, 0..1);
-    let near = (bench.requests.iter()).position(|request| request.lane == Nearby);
-    bench.end(near.unwrap(), Err(busy("broken")));
-    assert_eq!(bench.replies, []);
-    bench.complete(0);
-    assert_eq!(bench.replies, [(1, Ok(()))]);
-    assert!(bench.requests.is_empty());
-    // Whoever wants it then asks for it.
-    bench.news();
-    bench.demand(2, 1..2);
-    assert_eq!(bench.news()[0], (Demand, vec![1]));
-}
-
-#[test]
-fn a_reader_may_wait_for_what_is_nearby() {
-    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
-    bench.demand(1, 0..1);
-    bench.news();
-    bench.demand(2, 1..2);
-    assert_eq!(bench.news(), []);
-    let near = (bench.requests.iter()).position(|request| request.lane == Nearby);
-    bench.complete(near.unwrap());
-    assert_eq!(bench.replies, [(2, Ok(()))]);
-    assert_eq!(bench.brought, [(1, Nearby, false)]);
-}
-
 #[test]
 fn the_background_waits_for_the_plan_of_the_image_it_belongs_to() {
     let mut bench = Bench::one(100);
@@ -695,4 +587,25 @@ fn the_background_waits_for_the_plan_of_the_image_it_belongs_to() {
     bench.apply([Event::Background { layer: 0 }]);
     bench.wait_for_deadline();
     assert_eq!(bench.news()[0].0, Background);
+}
+
+#[test]
+fn after_a_plan_the_background_waits_as_long_as_the_start_took_within_bounds() {
+    let after = |lasts: u64| {
+        let mut bench = Bench::one(100);
+        bench.apply([Event::Predict {
+            id: 1,
+            name: "plan".to_owned(),
+            steps: vec![(0, 50)],
+            lasts: Duration::from_secs(lasts),
+        }]);
+        bench.background();
+        bench.complete(0);
+        bench.news();
+        let ended = bench.now;
+        bench.wait_for_deadline();
+        assert_eq!(bench.news()[0].0, Background);
+        (bench.now - ended).as_secs()
+    };
+    assert_eq!([0, 5, 300].map(after), [2, 5, 10]);
 }

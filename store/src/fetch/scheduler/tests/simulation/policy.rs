@@ -127,6 +127,7 @@ pub(super) fn predict(steps: &[Touch]) -> Event {
         id: 1,
         name: "plan".to_owned(),
         steps: steps.iter().map(|step| (step.layer, step.chunk)).collect(),
+        lasts: Duration::ZERO,
     }
 }
 

@@ -8,7 +8,11 @@ use super::{
     policy::{Policy, Stored, predict},
     trace::{Nanos, SECOND, Touch, Trace},
 };
-use crate::{fetch::origin::Refusal, metrics::Lane};
+use crate::{
+    digest::Digest,
+    fetch::origin::{Blob as _, Refusal},
+    metrics::Lane,
+};
 
 /// A start that takes longer hangs.
 const HANGS: Nanos = 100_000 * SECOND;
@@ -50,6 +54,8 @@ struct Start<'a> {
     late: Nanos,
     /// It waits since then.
     waits: Option<(DemandId, Nanos)>,
+    /// Chunks that the scheduler wants to know of when the program comes to them.
+    marks: HashMap<Digest, u32>,
     outcome: Outcome,
 }
 
@@ -73,6 +79,7 @@ pub(super) fn start(
         late: trace.lead,
         waits: None,
         outcome: Outcome::default(),
+        marks: HashMap::new(),
     };
     let mut events = Vec::new();
     if all {
@@ -128,6 +135,14 @@ impl Start<'_> {
             && touch.at + self.late <= self.now
         {
             self.next += 1;
+            let blob = self.layers[touch.layer].digest();
+            if self.marks.get(&blob) == Some(&touch.chunk) {
+                self.marks.remove(&blob);
+                events.push(Event::Reached {
+                    layer: touch.layer,
+                    chunk: touch.chunk,
+                });
+            }
             if self.layers[touch.layer].has(touch.chunk) {
                 continue;
             }
@@ -184,6 +199,9 @@ impl Start<'_> {
         for action in self.policy.apply(self.now, events) {
             match action {
                 Action::Request(request) => self.ask(request),
+                Action::Mark { blob, chunk } => {
+                    self.marks.insert(blob.digest(), chunk);
+                }
                 Action::Hold { request, hold } => self.wire.hold(request, hold),
                 Action::Reply { demand, result } => {
                     let (waits, since) = self.waits.take().expect("nobody waits");
