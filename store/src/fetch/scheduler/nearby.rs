@@ -19,7 +19,7 @@ use crate::{
 /// The first window is this part of the largest.
 const FIRST: u64 = 64;
 /// A window that a reader follows is so many times the one before.
-const FOLLOWED: u64 = 4;
+const FOLLOWED: u64 = 8;
 /// The largest, in what the link carries while an answer is waited for, and what it never is less than.
 const ANSWERS: u64 = 8;
 const LEAST: u64 = 64 << 10;
@@ -62,13 +62,22 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         if largest == 0 {
             return;
         }
-        let near = &mut self.layers[layer].near;
+        let state = &mut self.layers[layer];
+        let span = state.wants.get(&chunk).map(|want| want.span.clone());
+        let length = span.map_or(0, |span| span.end - span.start);
+        let near = &mut state.near;
         let soon = near.window > 0 && now.saturating_sub(near.missed_at) < FORGET;
-        near.window = if soon {
-            near.window.saturating_mul(2).min(largest)
+        let grown = if soon {
+            near.window.saturating_mul(2)
         } else {
-            (self.limits.nearby_bytes / FIRST).clamp(1, largest)
+            self.limits.nearby_bytes / FIRST
         };
+        // Where chunks are large, a window must hold one about as long as the one that was missed to be of use.
+        let window = match length > grown {
+            true => length.saturating_add(length / 4),
+            false => grown,
+        };
+        near.window = window.clamp(1, largest);
         near.left = near.window;
         near.next = chunk.saturating_add(1);
         near.missed_at = now;

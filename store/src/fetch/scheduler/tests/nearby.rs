@@ -121,22 +121,23 @@ fn who_follows_a_window_finds_the_next_one_on_its_way() {
     bench.reached(7);
     assert_eq!(bench.news(), []);
     bench.reached(1);
-    assert_eq!(bench.news(), [(Nearby, vec![2, 3, 4, 5])]);
+    assert_eq!(bench.news(), [(Nearby, (2..10).collect())]);
     bench.reached(1);
     assert_eq!(bench.news(), []);
-    // Each window four times the one before, up to the largest, which is all that is on its way at once.
+    // Each window eight times the one before, up to the largest.
     assert_eq!(bench.mark, Some(2));
     while !bench.requests.is_empty() {
         bench.complete(0);
     }
     bench.reached(2);
-    assert_eq!(bench.mark, Some(6));
-    let chunks: Vec<u32> = bench
-        .news()
-        .into_iter()
+    assert_eq!(bench.mark, Some(10));
+    while !bench.requests.is_empty() {
+        bench.complete(0);
+    }
+    let chunks: Vec<u32> = (bench.news().into_iter())
         .flat_map(|(_, chunks)| chunks)
         .collect();
-    assert_eq!(chunks, (6..22).collect::<Vec<_>>());
+    assert_eq!(chunks, (10..74).collect::<Vec<_>>());
 }
 
 #[test]
@@ -162,4 +163,16 @@ fn a_window_at_the_end_of_a_layer_asks_for_nothing() {
     bench.complete(0);
     bench.complete(0);
     assert!(bench.requests.is_empty());
+}
+
+#[test]
+fn a_window_holds_a_chunk_as_large_as_the_one_that_was_missed() {
+    // The first window alone would be of a hundred bytes.
+    let limits = Limits {
+        nearby_bytes: 6400,
+        ..limits()
+    };
+    let mut bench = Bench::new(limits, vec![Fake::new("layer", 1000)]);
+    bench.demand(1, 0..1);
+    assert_eq!(bench.news(), [(Demand, vec![0]), (Nearby, vec![1])]);
 }
