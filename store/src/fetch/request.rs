@@ -78,8 +78,8 @@ struct Group {
 impl Group {
     /// Bytes that it holds in memory from its first byte to its commit.
     fn cost(&self) -> u64 {
-        let decoded = self.chunks.iter().map(|chunk| chunk.skip + chunk.len);
-        self.span.end - self.span.start + decoded.max().unwrap_or(0)
+        let decoded = (self.chunks.iter()).map(|chunk| chunk.skip.saturating_add(chunk.len));
+        (self.span.end - self.span.start).saturating_add(decoded.max().unwrap_or(0))
     }
 }
 

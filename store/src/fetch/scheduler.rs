@@ -420,6 +420,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                     running.flowing = true;
                     let after = now.saturating_sub(running.asked);
                     self.pace.answered(&running.host, now, after);
+                    if running.held {
+                        // Its body is not read: what does not come says nothing of the link.
+                        self.pace.stops(&running.host, now);
+                    }
                 }
             }
             Event::Ended {
@@ -437,12 +441,16 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     fn demand(&mut self, now: Duration, id: DemandId, layer: LayerKey, chunks: Range<u32>) {
-        let mut waits = 0;
+        let (mut waits, mut missed) = (0, None);
         for chunk in chunks {
             if self.layers[layer].blob.state(chunk) == ChunkState::Present {
                 continue;
             }
-            if let Err(why) = self.demand_chunk(now, id, layer, chunk) {
+            let outcome = self.demand_chunk(id, layer, chunk);
+            if let Ok(true) = outcome {
+                missed = Some(chunk);
+            }
+            if let Err(why) = outcome {
                 self.actions.push(Action::Reply {
                     demand: id,
                     result: Err(Given {
@@ -455,6 +463,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 return;
             }
             waits += 1;
+        }
+        // One reader's miss, however many chunks it is of.
+        if let Some(last) = missed {
+            self.missed(now, layer, last);
         }
         if waits == 0 {
             self.actions.push(Action::Reply {

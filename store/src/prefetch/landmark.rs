@@ -15,8 +15,7 @@ use crate::{
 };
 
 /// The plan for an image that nothing else predicts anything for; `None` without landmarks.
-pub(super) fn prioritised(reference: Option<&str>, layers: &[Arc<Layer>]) -> Option<Planned> {
-    let name = reference.unwrap_or("an image without a name");
+pub(super) fn prioritised(name: &str, layers: &[Arc<Layer>]) -> Option<Planned> {
     match plan(name, layers) {
         Ok(planned) => planned,
         Err(error) => {

@@ -144,6 +144,12 @@ impl Pace {
         whole(AHEAD * pipe / at_once.max(1) as f64 + rate * REQUEST).max(least)
     }
 
+    /// Bodies of a host that flow.
+    #[cfg(test)]
+    pub(super) fn flowing(&self, host: &str) -> u32 {
+        self.0.get(host).map_or(0, |line| line.flowing)
+    }
+
     fn pipe(&self, host: &str) -> Option<(&Line, f64)> {
         let line = self.0.get(host)?;
         Some((line, line.pipe()?))

@@ -123,14 +123,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
     }
 
-    /// A reader waits for a chunk that is not present.
+    /// A reader waits for a chunk that is not present; answers whether nobody had asked for it before.
     pub(super) fn demand_chunk(
         &mut self,
-        now: Duration,
         id: DemandId,
         layer: LayerKey,
         chunk: u32,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let predicted = self.is_planned(layer, chunk);
         let Some(want) = self.layers[layer].wants.get_mut(&chunk) else {
             let first = if predicted {
@@ -142,15 +141,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             want.demands.push(id);
             want.late = predicted;
             let local = want.status == Status::Local;
-            if !predicted && !local {
-                self.missed(now, layer, chunk);
-            }
-            return Ok(());
+            return Ok(!predicted && !local);
         };
         want.demands.push(id);
         want.late |= predicted || want.first == Priority::Predicted;
         if want.priority == Priority::Demand {
-            return Ok(());
+            return Ok(false);
         }
         want.priority = Priority::Demand;
         match want.status {
@@ -165,7 +161,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             Status::Requested => self.wait_or_overtake(layer, chunk),
             Status::Local => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     fn wait_or_overtake(&mut self, layer: LayerKey, chunk: u32) {

@@ -44,8 +44,9 @@ use running::Plans;
 pub(super) use running::fetch;
 
 /// An overlay mount asks for its lowers one after the other, and each answer may wait for the witness
-/// (`witness.attach_wait`): this long after the last one the set is complete, if it was not known before.
-const GROUP: Duration = Duration::from_millis(40);
+/// (`witness.attach_wait`): this long after the last one the set is complete, if it was not known before. Ten times the
+/// wait: where the processors are busy, 40 ms were seen to be too little.
+const GROUP: Duration = Duration::from_millis(200);
 /// A plan of the same layers is not made again within this time: an engine looks every layer up, then mounts.
 const AGAIN: Duration = Duration::from_secs(10);
 /// What a trace may take beyond its window: detaching, attribution, sending.
@@ -254,7 +255,10 @@ impl Owner {
             return;
         }
         let planned = self.plan(reference, &layers, None);
-        let Some(planned) = planned.or_else(|| prioritised(reference, &layers)) else {
+        let Some(planned) = planned.or_else(|| {
+            let unnamed = || unnamed("an image without a name", &layers);
+            prioritised(&reference.map_or_else(unnamed, ToOwned::to_owned), &layers)
+        }) else {
             self.unknown = Some(unknown);
             return;
         };
@@ -361,7 +365,8 @@ impl Owner {
         if prediction.is_empty() {
             return None;
         }
-        let name = reference.map_or_else(|| profiles[0].identity.image.clone(), ToOwned::to_owned);
+        let unnamed = || unnamed(&profiles[0].identity.image, locator.layers());
+        let name = reference.map_or_else(unnamed, ToOwned::to_owned);
         Some((name, prediction, chosen.kin))
     }
 
@@ -463,7 +468,7 @@ impl Owner {
         all: bool,
     ) -> Result<mpsc::Receiver<PrefetchProgress>, String> {
         let planned = self.plan(Some(reference), layers, None);
-        let planned = planned.or_else(|| prioritised(Some(reference), layers));
+        let planned = planned.or_else(|| prioritised(reference, layers));
         let plan = match (planned, all) {
             (Some(planned), false) => {
                 self.opening(layers);
@@ -540,6 +545,13 @@ impl Owner {
             }
         }
     }
+}
+
+/// The name of a plan for layers that no image has by themselves: a container of a build, or a mount that is seen piece
+/// by piece. Plans of the same name take each other's place, and that of the image may be under way.
+fn unnamed(what: &str, layers: &[Arc<Layer>]) -> String {
+    let slots: Vec<String> = slots(layers).iter().map(ToString::to_string).collect();
+    format!("{what} (layers in slots {})", slots.join(", "))
 }
 
 /// Slots of layers, sorted: the identity of an image on this machine.

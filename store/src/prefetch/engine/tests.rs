@@ -469,3 +469,20 @@ async fn an_image_never_started_is_predicted_from_its_sister_until_its_own_start
         "what the sister wasted is not predicted again"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_that_is_seen_in_part_does_not_end_the_plan_of_its_image() {
+    let mut case = start_with(config::Prefetch::default(), |top, base| {
+        let layers = vec![Arc::clone(base), Arc::clone(top)];
+        vec![("h/both:1".to_owned(), layers)]
+    });
+    let mut first = trace(&case.layer, 1, &["bin/app"]);
+    first.container.image = "h/both:1".to_owned();
+    first.container.slots = vec![9, 4];
+    case.prefetcher.take_in(first).await.unwrap();
+    // The other lower is not asked for in time. A plan takes the place of one of the same name.
+    case.prefetcher.mounted(9);
+    let (name, steps) = case.plans.recv().await.unwrap();
+    assert_eq!(name, "h/both:1 (layers in slots 9)");
+    assert_eq!(steps, [(9, chunk(&case.layer, "bin/app", 0))]);
+}

@@ -176,3 +176,28 @@ fn a_window_holds_a_chunk_as_large_as_the_one_that_was_missed() {
     bench.demand(1, 0..1);
     assert_eq!(bench.news(), [(Demand, vec![0]), (Nearby, vec![1])]);
 }
+
+#[test]
+fn a_reader_of_many_chunks_misses_once() {
+    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
+    bench.demand(1, 0..8);
+    let news = bench.news();
+    assert_eq!(news[0], (Demand, (0..8).collect()));
+    assert_eq!(news[1..], [(Nearby, vec![8])]);
+}
+
+#[test]
+fn what_was_held_when_its_answer_began_does_not_count_as_flowing_for_ever() {
+    let mut bench = Bench::new(nearby(), vec![Fake::new("layer", 1000)]);
+    bench.demand(1, 0..1);
+    let [demand, near] = [0, 1].map(|n| bench.requests[n].id);
+    let flowing = |bench: &Bench| bench.scheduler.pace.flowing("one");
+    bench.apply([Event::Flowing { request: demand }]);
+    assert_eq!(bench.held, [near]);
+    bench.apply([Event::Flowing { request: near }]);
+    assert_eq!(flowing(&bench), 1, "it is not read");
+    bench.complete(0);
+    assert_eq!(flowing(&bench), 1, "it goes on");
+    bench.complete(0);
+    assert_eq!(flowing(&bench), 0);
+}
