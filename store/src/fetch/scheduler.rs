@@ -504,8 +504,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     fn hold(&mut self, now: Duration) {
         let demands = !self.demands.is_empty();
         let running = self.running.values();
-        let flowing =
-            (running.filter(|running| running.demanded > 0)).any(|running| running.flowing);
+        let flowing: Vec<String> = running
+            .filter(|running| running.demanded > 0 && running.flowing)
+            .map(|running| running.host.clone())
+            .collect();
         let unanswered =
             (self.running.values()).filter(|running| running.demanded > 0 && !running.flowing);
         let oldest = unanswered.map(|running| running.asked).min();
@@ -520,7 +522,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let hold = running.demanded == 0
                 && match running.priority {
                     Priority::Background => demands && !queued,
-                    Priority::Nearby => flowing,
+                    Priority::Nearby => flowing.contains(&running.host),
                     Priority::Predicted | Priority::Demand => false,
                 };
             if hold != running.held {

@@ -169,7 +169,13 @@ async fn run(
         }
         tokio::select! {
             () = gone.cancelled() => break,
-            Some(_) = tasks.join_next() => {}
+            Some(came) = tasks.join_next() => {
+                // Whoever refuses one is asked no more of what nobody waits for.
+                if !came.unwrap_or(false) {
+                    queue.clear();
+                    later = None;
+                }
+            }
             () = metadata.news(), if later.is_some() => {}
             () = close.cancelled(), if !queue.is_empty() || later.is_some() => {
                 queue.clear();
@@ -191,8 +197,8 @@ fn drop_all(client: &Client, pieces: &[(Digest, Arc<Piece>)]) {
     }
 }
 
-/// Asks for a range and keeps what comes.
-async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) {
+/// Asks for a range and keeps what comes; whether that was all of it.
+async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) -> bool {
     // However this ends, also when it is aborted: who waits for more asks for it then.
     let _over = Over(piece);
     let lane = ByLane { lane: early.lane };
@@ -215,9 +221,11 @@ async fn fill(client: &Client, early: &Early, piece: &Arc<Piece>) {
     if let Err(error) = result.await {
         tracing::debug!(%error, "bytes asked for ahead did not come");
     }
-    if piece.received() < piece.len() {
+    let all = piece.received() >= piece.len();
+    if !all {
         client.inner.shelf.take(&early.blob, piece);
     }
+    all
 }
 
 /// Tells those who wait that nothing more comes.

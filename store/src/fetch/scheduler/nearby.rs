@@ -5,7 +5,7 @@
 //! needs most of a layer takes at most twice as long as bringing all of it, and one that needs little brings little. Where a
 //! window begins there is a mark: a reader that comes to it is told of, and the next window is asked for while this one
 //! is read.
-//! Invariants: a plan that is being followed has the link for itself; at most one largest window is under way, so a
+//! Invariants: a plan that is being followed has the link for itself; of a host at most one largest window is under way, so a
 //! slow link is asked for less; nothing here is asked for twice.
 
 use std::{collections::VecDeque, time::Duration};
@@ -30,11 +30,10 @@ const PLANNED_FOR: u32 = 50;
 /// Chunks looked at for one request at most: bounds the time of one `apply`.
 const SCAN: u32 = 4096;
 
-/// Layers with a window that is not used up, and what is under way.
+/// Layers with a window that is not used up.
 #[derive(Debug, Default)]
 pub(super) struct Missed {
     layers: VecDeque<LayerKey>,
-    pub(super) in_flight: u64,
 }
 
 /// A layer's window.
@@ -106,12 +105,16 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// Starts one request of a window; false if there is none to start.
     pub(super) fn start_nearby(&mut self, now: Duration) -> bool {
-        if self.nearby.layers.is_empty() || self.plans.iter().any(|plan| plan.open > 0) {
+        if self.nearby.layers.is_empty() || self.follows_a_plan(now) {
             return false;
         }
-        while let Some(layer) = self.nearby.layers.front().copied() {
-            if self.nearby.in_flight >= self.largest_window(layer) {
+        for _ in 0..self.nearby.layers.len() {
+            let Some(layer) = self.nearby.layers.front().copied() else {
                 return false;
+            };
+            if self.near_on_its_way(&self.host(layer)) >= self.largest_window(layer) {
+                self.nearby.layers.rotate_left(1);
+                continue;
             }
             if self.layers[layer].near.left > 0
                 && self.may_ask(layer, now)
@@ -178,7 +181,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         };
         let bytes = growing.range().end - growing.range().start;
         near.left = near.left.saturating_sub(bytes);
-        self.nearby.in_flight += bytes;
         if near.mark.is_none() {
             near.mark = Some(seed);
             let blob = self.layers[layer].blob.clone();
@@ -188,8 +190,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         true
     }
 
-    /// A request of a window is over.
-    pub(super) fn nearby_ended(&mut self, bytes: u64) {
-        self.nearby.in_flight = self.nearby.in_flight.saturating_sub(bytes);
+    /// Bytes of windows that a host was asked for and that are not all here.
+    fn near_on_its_way(&self, host: &str) -> u64 {
+        let near = (self.running.values())
+            .filter(|running| running.priority == Priority::Nearby && running.host == host);
+        near.map(|running| running.bytes).sum()
     }
 }

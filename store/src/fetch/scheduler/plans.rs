@@ -7,7 +7,10 @@ use super::{
     start::{AFTER_PLAN, LONGEST_AFTER_PLAN},
     want::Status,
 };
-use crate::{cache::ChunkState, fetch::origin::Blob};
+use crate::{
+    cache::ChunkState,
+    fetch::{backoff::Leave, origin::Blob},
+};
 
 /// Steps of a plan that may be ready at once. Chunks of the window that lie together in the blob share a request;
 /// a wider window makes fewer requests, a narrower one keeps to the order of need. At 50 ms and 1 Gbit/s a start of 3,100
@@ -70,6 +73,17 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             failed: 0,
             first: None,
         });
+    }
+
+    /// Whether a plan is being followed that the link and the processors are left to. One whose registry is left alone
+    /// for now, because it fails, keeps nobody waiting.
+    pub(super) fn follows_a_plan(&self, now: Duration) -> bool {
+        self.plans.iter().filter(|plan| plan.open > 0).any(|plan| {
+            let free = |layer: LayerKey| {
+                matches!(self.breakers.leave(&self.host(layer), now), Leave::Free)
+            };
+            (plan.window.front()).is_none_or(|((layer, _), _)| free(*layer))
+        })
     }
 
     /// Looks at steps until the window is full or the plan at its end.

@@ -73,9 +73,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let Some(running) = self.running.remove(&request) else {
             return;
         };
-        if running.priority == Priority::Nearby {
-            self.nearby_ended(running.bytes);
-        }
         if running.flowing && !running.held {
             if result.is_ok() {
                 // What is still being decoded.
@@ -94,7 +91,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 };
                 Failure::Refused(refusal, draw)
             }
-            Err(_) if running.was_held => Failure::Held,
+            // What a registry answers instead of a body is its own doing.
+            Err(_) if running.was_held && running.flowing => Failure::Held,
             Err(refusal) => {
                 if let Some(asked) = refusal.retry {
                     self.breakers.failed(&running.host, now, asked, draw);

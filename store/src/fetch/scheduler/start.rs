@@ -92,14 +92,23 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     fn start_predicted(&mut self, now: Duration) -> bool {
         for plan in 0..self.plans.len() {
             self.fill_window(plan);
-            let ready = |(layer, chunk): &&(LayerKey, u32)| {
-                self.is_ready(*layer, *chunk, Priority::Predicted)
-            };
-            let mut steps = self.plans[plan].window.iter().map(|(step, _)| step);
-            let Some((layer, chunk)) = steps.find(ready).copied() else {
-                continue;
-            };
-            if self.may_ask(layer, now) && self.has_room(layer) {
+            // Layers whose registry is not asked now: the plan goes on with the others.
+            let mut passed = Vec::new();
+            loop {
+                let ready = |(layer, chunk): &&(LayerKey, u32)| {
+                    !passed.contains(layer) && self.is_ready(*layer, *chunk, Priority::Predicted)
+                };
+                let mut steps = self.plans[plan].window.iter().map(|(step, _)| step);
+                let Some((layer, chunk)) = steps.find(ready).copied() else {
+                    break;
+                };
+                if !self.may_ask(layer, now) {
+                    passed.push(layer);
+                    continue;
+                }
+                if !self.has_room(layer) {
+                    break;
+                }
                 self.request_around(now, layer, chunk, Priority::Predicted);
                 // The plans take turns: containers that start together share the link.
                 self.plans[plan..].rotate_left(1);
@@ -114,7 +123,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let running = running.filter(|running| running.priority == Priority::Background);
         if self.background.paused
             || !self.demands.is_empty()
-            || self.plans.iter().any(|plan| plan.open > 0)
+            || self.follows_a_plan(now)
             || running.count() >= BACKGROUND_REQUESTS
         {
             return false;

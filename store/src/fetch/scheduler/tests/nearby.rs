@@ -1,7 +1,7 @@
 //! Windows behind misses: what lies nearby.
 
 use super::*;
-use Lane::{Demand, Nearby};
+use Lane::{Demand, Nearby, Predicted};
 
 /// Limits with windows of up to 64 chunks.
 fn nearby() -> Limits {
@@ -200,4 +200,43 @@ fn what_was_held_when_its_answer_began_does_not_count_as_flowing_for_ever() {
     assert_eq!(flowing(&bench), 1, "it goes on");
     bench.complete(0);
     assert_eq!(flowing(&bench), 0);
+}
+
+#[test]
+fn a_plan_whose_registry_fails_keeps_nothing_from_the_others() {
+    let mut bench = Bench::new(
+        nearby(),
+        vec![Fake::new("broken", 1000), Fake::new("layer", 1000)],
+    );
+    *bench.blobs[1].hosts.lock() = vec!["two".to_owned()];
+    bench.predict(1, "plan", 0..500);
+    for _ in 0..3 {
+        bench.end(0, Err(busy("broken")));
+    }
+    bench.news();
+    bench.apply([Event::Demand {
+        id: 1,
+        layer: 1,
+        chunks: 0..1,
+    }]);
+    assert_eq!(bench.news(), [(Demand, vec![0]), (Nearby, vec![1])]);
+
+    // A plan that needs both goes on with the one that works.
+    let mut bench = Bench::new(
+        limits(),
+        vec![Fake::new("broken", 1000), Fake::new("layer", 1000)],
+    );
+    *bench.blobs[1].hosts.lock() = vec!["two".to_owned()];
+    bench.predict(1, "broken", 0..500);
+    for _ in 0..3 {
+        bench.end(0, Err(busy("broken")));
+    }
+    bench.news();
+    bench.apply([Event::Predict {
+        id: 2,
+        name: "both".to_owned(),
+        steps: vec![(0, 700), (1, 7)],
+        lasts: Duration::ZERO,
+    }]);
+    assert_eq!(bench.news(), [(Predicted, vec![7])]);
 }
