@@ -257,6 +257,13 @@ impl Fetcher {
         }
     }
 
+    /// Nothing is predicted for a layer: the background lane need not wait for a plan.
+    pub fn unplanned(&self, layer: &Arc<Layer>) {
+        if let Ok(wanted) = self.wanted(layer) {
+            let _ = self.commands.send(Command::Unplanned(wanted));
+        }
+    }
+
     /// Stops or resumes the background lane. Requests under way are brought to their end.
     pub fn pause_background(&self, paused: bool) {
         let _ = self.commands.send(Command::Pause(paused));

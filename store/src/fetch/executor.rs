@@ -45,6 +45,7 @@ pub(super) enum Command {
     },
     Reached(Wanted, u32),
     Background(Wanted),
+    Unplanned(Wanted),
     Pause(bool),
     Snapshot(oneshot::Sender<Snapshot>),
 }
@@ -176,6 +177,10 @@ impl Executor {
             Command::Background(origin) => {
                 let layer = self.layer(origin);
                 batch.push(Event::Background { layer });
+            }
+            Command::Unplanned(origin) => {
+                let layer = self.layer(origin);
+                batch.push(Event::Unplanned { layer });
             }
             Command::Pause(paused) => batch.push(Event::Pause(paused)),
             Command::Snapshot(reply) => {

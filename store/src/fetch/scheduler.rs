@@ -85,6 +85,8 @@ pub(super) enum Event {
     Reached { layer: LayerKey, chunk: u32 },
     /// A layer is to be brought completely.
     Background { layer: LayerKey },
+    /// No plan is made for a layer.
+    Unplanned { layer: LayerKey },
     /// The background lane stops or goes on.
     Pause(bool),
     /// A chunk's bytes came; they were verified and stored, or not.
@@ -266,6 +268,8 @@ struct Layer<B: ?Sized> {
     cursor: Cursor,
     near: nearby::Near,
     counts: LaneCounts,
+    /// No plan is made for it.
+    unplanned: bool,
 }
 
 /// How far the background lane has come in a layer.
@@ -292,6 +296,9 @@ struct Background {
     layers: VecDeque<LayerKey>,
     /// The rate allows the next request then.
     not_before: Duration,
+    /// Layers for which a plan may be being made, and until when that is waited for.
+    awaiting: BTreeSet<LayerKey>,
+    before_plan: Duration,
     /// A start that a plan has brought everything for has the processors to itself until then.
     after_plan: Duration,
     /// Steps of the last plan that ended, and chunks that were missed since.
@@ -361,6 +368,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             cursor: Cursor::Off,
             near: nearby::Near::default(),
             counts: LaneCounts::default(),
+            unplanned: false,
         });
         self.keys.insert(*digest, key);
         key
@@ -411,6 +419,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             } => self.predict(id, name, steps, lasts),
             Event::Reached { layer, chunk } => self.reached(now, layer, chunk),
             Event::Background { layer } => self.want_all(now, layer),
+            Event::Unplanned { layer } => self.unplanned(layer),
             Event::Pause(paused) => self.background.paused = paused,
             Event::Arrived(arrival) => self.arrived(now, arrival),
             Event::Flowing { request } => {
@@ -494,8 +503,17 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 not_before: Duration::ZERO,
             };
             self.background.layers.push_back(layer);
-            self.background.after_plan = self.background.after_plan.max(now + start::BEFORE_PLAN);
+            if !self.layers[layer].unplanned {
+                self.background.awaiting.insert(layer);
+                self.background.before_plan = now + start::BEFORE_PLAN;
+            }
         }
+    }
+
+    /// The background need not wait for a plan of this layer.
+    fn unplanned(&mut self, layer: LayerKey) {
+        self.layers[layer].unplanned = true;
+        self.background.awaiting.remove(&layer);
     }
 
     /// While a reader waits, no body is read that only the background wants; while the reader's own bytes come, none

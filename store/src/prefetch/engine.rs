@@ -87,6 +87,8 @@ pub trait Lanes: Send + Sync + 'static {
     /// Puts a plan into the predicted lane when it is first polled; the future ends with the plan, dropping it changes
     /// nothing.
     fn predict(&self, plan: Plan) -> BoxFuture<'static, PlanOutcome>;
+    /// No plan will come for a layer.
+    fn unplanned(&self, layer: &Arc<Layer>);
     /// By which lane the chunks of a layer came since [`Lanes::forget_arrivals`].
     fn arrivals(&self, layer: &Layer) -> Vec<Arrival>;
     /// Nobody needs to know any more how a layer's chunks came.
@@ -99,6 +101,9 @@ impl Lanes for Fetcher {
     fn predict(&self, plan: Plan) -> BoxFuture<'static, PlanOutcome> {
         let fetcher = self.clone();
         Box::pin(async move { fetcher.predict(plan).await })
+    }
+    fn unplanned(&self, layer: &Arc<Layer>) {
+        Self::unplanned(self, layer);
     }
     fn arrivals(&self, layer: &Layer) -> Vec<Arrival> {
         Self::arrivals(self, layer)

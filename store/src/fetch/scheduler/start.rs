@@ -13,8 +13,8 @@ use crate::{
 
 /// Background requests at once: 8 of 4 MiB keep a 1 Gbit/s link full at 50 ms and up to 200 ms of latency.
 const BACKGROUND_REQUESTS: usize = 8;
-/// The background lane waits this long after a layer was looked up: the plan for its image is being made, and what the
-/// background has asked for by then would come before it.
+/// The background lane waits this long after a layer was looked up, unless it is told that there will be no plan: the plan
+/// for its image is being made, and what the background has asked for by then would come before it.
 pub(super) const BEFORE_PLAN: Duration = Duration::from_millis(500);
 /// The background lane stands still after a plan has ended, for as long as the plan's start took when it was recorded,
 /// but for this long at least: what it brings must be decoded, and the start needs the processors in these seconds.
@@ -128,7 +128,13 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         {
             return false;
         }
-        let not_before = self.background.not_before.max(self.background.after_plan);
+        if self.background.before_plan <= now {
+            self.background.awaiting.clear();
+        }
+        let mut not_before = self.background.not_before.max(self.background.after_plan);
+        if !self.background.awaiting.is_empty() {
+            not_before = not_before.max(self.background.before_plan);
+        }
         if not_before > now {
             self.wake_at(not_before);
             return false;

@@ -235,6 +235,7 @@ impl Owner {
         // From here on the plan decides what is asked for next.
         let early = reference.and_then(|reference| self.early.close(reference));
         if !self.parts.config.enabled || layers.is_empty() {
+            self.unplanned(&layers);
             return;
         }
         let slots = slots(&layers);
@@ -259,6 +260,7 @@ impl Owner {
             let unnamed = || unnamed("an image without a name", &layers);
             prioritised(&reference.map_or_else(unnamed, ToOwned::to_owned), &layers)
         }) else {
+            self.unplanned(&layers);
             self.unknown = Some(unknown);
             return;
         };
@@ -301,6 +303,12 @@ impl Owner {
                 () = carry_out => {}
             }
         });
+    }
+
+    fn unplanned(&self, layers: &[Arc<Layer>]) {
+        for layer in layers {
+            self.parts.lanes.unplanned(layer);
+        }
     }
 
     /// What the profiles say of the image; `None` if nothing. Where it is known what runs, what they say of these

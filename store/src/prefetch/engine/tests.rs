@@ -77,6 +77,7 @@ impl Lanes for Bringer {
             late: false,
         }]
     }
+    fn unplanned(&self, _: &Arc<Layer>) {}
     fn forget_arrivals(&self, _: &Layer) {}
     fn ahead(&self, _: &str, _: &EarlyRequests) -> Option<Ahead> {
         None

@@ -609,3 +609,31 @@ fn after_a_plan_the_background_waits_as_long_as_the_start_took_within_bounds() {
     };
     assert_eq!([0, 5, 300].map(after), [2, 5, 10]);
 }
+
+#[test]
+fn the_background_does_not_wait_for_a_plan_that_is_not_made() {
+    // Told before or after: two threads say it.
+    for told_first in [true, false] {
+        let mut bench = Bench::one(100);
+        let (none, all) = (
+            || Event::Unplanned { layer: 0 },
+            || Event::Background { layer: 0 },
+        );
+        match told_first {
+            true => bench.apply([none(), all()]),
+            false => {
+                bench.apply([all()]);
+                assert_eq!(bench.news(), []);
+                bench.apply([none()]);
+            }
+        }
+        assert_eq!(bench.news()[0].0, Background, "told first: {told_first}");
+    }
+    // Another layer's plan may still come.
+    let mut bench = Bench::new(limits(), vec![Fake::new("a", 100), Fake::new("b", 100)]);
+    bench.apply([0, 1].map(|layer| Event::Background { layer }));
+    bench.apply([Event::Unplanned { layer: 0 }]);
+    assert_eq!(bench.news(), []);
+    bench.wait_for_deadline();
+    assert_eq!(bench.news()[0].0, Background);
+}

@@ -28,6 +28,7 @@ impl Lanes for Holder {
     fn arrivals(&self, _: &Layer) -> Vec<Arrival> {
         Vec::new()
     }
+    fn unplanned(&self, _: &Arc<Layer>) {}
     fn forget_arrivals(&self, _: &Layer) {}
     fn ahead(&self, _: &str, _: &EarlyRequests) -> Option<Ahead> {
         None
