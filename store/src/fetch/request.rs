@@ -12,7 +12,7 @@ use super::{
     batch::Batch,
     origin::{Body, Origin, Refusal},
     pool::Pool,
-    scheduler::{Arrival, ChunkFailure, Event, Request},
+    scheduler::{Arrival, ChunkFailure, Event, Request, RequestId},
 };
 use crate::{
     format::Chunk,
@@ -91,6 +91,13 @@ pub(super) async fn run(
     events: UnboundedSender<Event>,
 ) {
     let id = request.id;
+    // Whatever becomes of the task, the scheduler hears of its end: its places and its readers depend on it.
+    let unfinished = Unfinished {
+        request: id,
+        chunks: request.chunks.iter().map(|(chunk, _)| *chunk).collect(),
+        ended: false,
+        events: &events,
+    };
     let (mut groups, lost) = groups(&request);
     for (chunk, why) in lost {
         let result = Err(ChunkFailure::Store(why));
@@ -101,12 +108,45 @@ pub(super) async fn run(
         .iter()
         .flat_map(|group| group.chunks.iter().map(|chunk| chunk.id))
         .collect();
-    // A scheduler that is gone needs no news.
-    let _ = events.send(Event::Ended {
-        request: id,
-        result,
-        missing,
-    });
+    unfinished.end(result, missing);
+}
+
+/// A request that has not ended.
+struct Unfinished<'a> {
+    request: RequestId,
+    chunks: Vec<u32>,
+    ended: bool,
+    events: &'a UnboundedSender<Event>,
+}
+
+impl Unfinished<'_> {
+    fn end(mut self, result: Result<(), Refusal>, missing: Vec<u32>) {
+        self.ended = true;
+        self.tell(result, missing);
+    }
+
+    fn tell(&self, result: Result<(), Refusal>, missing: Vec<u32>) {
+        // A scheduler that is gone needs no news.
+        let _ = self.events.send(Event::Ended {
+            request: self.request,
+            result,
+            missing,
+        });
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let refusal = Refusal {
+            why: "reading the answer broke off".to_owned(),
+            retry: Some(Duration::ZERO),
+        };
+        let missing = std::mem::take(&mut self.chunks);
+        self.tell(Err(refusal), missing);
+    }
 }
 
 fn arrival(request: &Request<dyn Origin>, chunk: u32, result: Result<(), ChunkFailure>) -> Arrival {

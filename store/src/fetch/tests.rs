@@ -44,6 +44,8 @@ enum Answer {
     Stall,
     /// A byte every quarter of a minute.
     Drip,
+    /// Whoever asks is no more.
+    Panic,
 }
 
 /// A layer in memory.
@@ -215,6 +217,7 @@ impl Origin for Memory {
                     self.gate.acquire().await.unwrap().forget();
                 }
                 Answer::Drip => return Ok(Box::new(Dripping) as Box<dyn Body>),
+                Answer::Panic => panic!("as the test wants"),
                 Answer::Good | Answer::Flipped | Answer::Half => {}
             }
             let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();

@@ -292,3 +292,12 @@ async fn what_lies_behind_a_miss_comes_along_and_is_counted_apart() {
     );
     assert!(store.bytes(Lane::Nearby) > 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_task_panics_is_asked_again() {
+    let (store, layer) = (Store::start(), Memory::new(LayerFormat::Estargz, &LENGTHS));
+    layer.answer([Answer::Panic]);
+    store.demand(&layer, 0..3).await.unwrap();
+    layer.assert_holds(0..3);
+    assert_eq!(layer.requests(), 2);
+}
