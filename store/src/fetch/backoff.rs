@@ -49,7 +49,10 @@ pub(super) struct Breakers(HashMap<String, Breaker>);
 #[derive(Debug)]
 struct Breaker {
     failures: u32,
+    /// The end of our own pause: what succeeds ends it.
     until: Duration,
+    /// Until then the host itself wants to be left alone, whatever it still brings.
+    asked: Duration,
 }
 
 /// What may be asked of a host.
@@ -67,7 +70,9 @@ impl Breakers {
     /// Whether reading ahead from a host is allowed.
     pub(super) fn leave(&self, host: &str, now: Duration) -> Leave {
         match self.0.get(host) {
-            Some(breaker) if breaker.until > now => Leave::Closed(breaker.until),
+            Some(breaker) if breaker.until.max(breaker.asked) > now => {
+                Leave::Closed(breaker.until.max(breaker.asked))
+            }
             Some(breaker) if breaker.failures >= BREAK_AFTER => Leave::Probe,
             _ => Leave::Free,
         }
@@ -78,17 +83,24 @@ impl Breakers {
         let breaker = self.0.entry(host.to_owned()).or_insert(Breaker {
             failures: 0,
             until: Duration::ZERO,
+            asked: Duration::ZERO,
         });
         breaker.failures = breaker.failures.saturating_add(1);
         if breaker.failures >= BREAK_AFTER {
-            breaker.until = now + pause(breaker.failures, asked, draw);
-        } else if !asked.is_zero() {
-            breaker.until = now + asked.min(LONGEST_ASKED);
+            breaker.until = now + pause(breaker.failures, Duration::ZERO, draw);
+        }
+        if !asked.is_zero() {
+            breaker.asked = breaker.asked.max(now + asked.min(LONGEST_ASKED));
         }
     }
 
-    /// A request brought what it was to bring.
-    pub(super) fn succeeded(&mut self, host: &str) {
-        self.0.remove(host);
+    /// A request brought what it was to bring. It may have been asked for before the host wanted to be left alone.
+    pub(super) fn succeeded(&mut self, host: &str, now: Duration) {
+        match self.0.get_mut(host) {
+            Some(breaker) if breaker.asked > now => {
+                (breaker.failures, breaker.until) = (0, Duration::ZERO);
+            }
+            _ => drop(self.0.remove(host)),
+        }
     }
 }

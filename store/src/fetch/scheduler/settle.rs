@@ -84,7 +84,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let draw = self.jitter.draw();
         let failure = match result {
             Ok(()) => {
-                self.breakers.succeeded(&running.host);
+                self.breakers.succeeded(&running.host, now);
                 let refusal = Refusal {
                     why: "the answer did not hold it".to_owned(),
                     retry: Some(Duration::ZERO),

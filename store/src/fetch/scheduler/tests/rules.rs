@@ -637,3 +637,27 @@ fn the_background_does_not_wait_for_a_plan_that_is_not_made() {
     bench.wait_for_deadline();
     assert_eq!(bench.news()[0].0, Background);
 }
+
+#[test]
+fn a_refusal_counts_although_the_request_was_held_before_it() {
+    let mut bench = Bench::one(1000);
+    bench.background();
+    bench.news();
+    bench.demand(1, 900..901);
+    assert!(!bench.held.is_empty());
+    // The registry wants to be left alone; its answer had not begun.
+    let asked = Refusal {
+        why: "429".to_owned(),
+        retry: Some(Duration::from_secs(7)),
+    };
+    bench.end(0, Err(asked));
+    let last = bench.requests.len() - 1;
+    bench.complete(last);
+    bench.news();
+    while !bench.requests.is_empty() {
+        bench.complete(0);
+    }
+    assert_eq!(bench.news(), [], "nothing ahead for seven seconds");
+    bench.wait(Duration::from_secs(8));
+    assert!(!bench.news().is_empty());
+}
