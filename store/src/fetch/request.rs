@@ -9,10 +9,10 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, watch};
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Report},
     origin::{Body, Origin, Refusal},
     pool::Pool,
-    scheduler::{Arrival, ChunkFailure, Event, Request, RequestId},
+    scheduler::{ChunkFailure, Event, Request, RequestId},
 };
 use crate::{
     format::Chunk,
@@ -99,9 +99,9 @@ pub(super) async fn run(
         events: &events,
     };
     let (mut groups, lost) = groups(&request);
+    let report = Report::of(&request, &events, &shared.metrics);
     for (chunk, why) in lost {
-        let result = Err(ChunkFailure::Store(why));
-        let _ = events.send(Event::Arrived(arrival(&request, chunk, result)));
+        report.tell(chunk, Err(ChunkFailure::Store(why)));
     }
     let result = read(&request, &shared, &mut hold, &events, &mut groups).await;
     let missing = groups
@@ -146,16 +146,6 @@ impl Drop for Unfinished<'_> {
         };
         let missing = std::mem::take(&mut self.chunks);
         self.tell(Err(refusal), missing);
-    }
-}
-
-fn arrival(request: &Request<dyn Origin>, chunk: u32, result: Result<(), ChunkFailure>) -> Arrival {
-    Arrival {
-        request: request.id,
-        source: request.source,
-        layer: request.layer,
-        chunk,
-        result,
     }
 }
 
