@@ -380,3 +380,30 @@ proptest! {
         prop_assert_eq!(presence.all_present(range), each);
     }
 }
+
+#[test]
+fn a_run_of_chunks_is_stored_whole_and_known_after_a_restart() {
+    let (disk, layer) = (MemoryDisk::default(), Layer::new(500));
+    // Over the end of the map's first block, of 224 chunks.
+    let (first, end) = (200, 250);
+    let bytes: Vec<u8> = (first..end).flat_map(|chunk| layer.bytes(chunk)).collect();
+    let cache = open(&disk, 1);
+    {
+        let blob = blob(&cache, &layer);
+        // One byte too few: nothing of it.
+        assert!(blob.commit(first..end, &bytes[1..]).is_err());
+        assert_eq!(blob.progress().0, 0);
+        // One of them is there already.
+        put(&blob, &layer, first + 1).unwrap();
+        blob.commit(first..end, &bytes).unwrap();
+        assert_eq!(blob.progress().0, end - first);
+        check(&blob, &layer, false);
+    }
+    cache.close().unwrap();
+    drop(cache);
+    let cache = open(&disk, 1);
+    let blob = blob(&cache, &layer);
+    assert!(blob.all_present(first..end));
+    assert_eq!(blob.progress().0, end - first);
+    check(&blob, &layer, false);
+}

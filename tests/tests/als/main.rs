@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         trial("ordinary_images_are_left_to_the_engine", protocol::ordinary),
         trial("names_that_are_none_are_refused", protocol::refused_names),
         trial("reads_are_whole", reads::whole),
+        trial("who_reads_on_is_met_on_the_way", reads::followed),
         trial("wrong_bytes_never_reach_a_reader", reads::wrong_bytes),
         trial("raw_blobs_are_proven_by_their_last_read", reads::raw_blob),
         trial("a_second_mount_asks_for_nothing", overlay::second_mount),

@@ -4,7 +4,11 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
+    time::{Duration, Instant},
 };
+
+/// A bound against hanging.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 use forelayer_tests::{
     fixtures::{Entry, Layer, Lazy},
@@ -92,6 +96,51 @@ pub(crate) fn whole() -> Result<(), Failed> {
     let after = lab.store.metrics();
     let sent = crate::lab::messages(&before, &after, forelayer::mount::MountName::Plain);
     assert!(sent.is_empty(), "{sent:?}");
+    Ok(())
+}
+
+/// A READ of what a window brought brings the next one, although it waits for nothing itself.
+pub(crate) fn followed() -> Result<(), Failed> {
+    const NEARBY: &str = "forelayer_chunks_total{lane=\"nearby\"}";
+    const CHUNK: usize = 16 << 10;
+    let mut lab = Lab::new();
+    let content = noise(11, 4 << 20);
+    let lazy = Lazy::Estargz {
+        chunk_size: CHUNK,
+        landmark: forelayer_tests::fixtures::Landmark::None,
+    };
+    let diff = lab.serve(&Layer::build(&[Entry::file("f", content.clone())], &lazy)?);
+    let file = File::open(diff.join("f"))?;
+    // One page a READ: nothing is read ahead by the kernel.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random)?;
+    let page = |chunk: usize| {
+        let mut buffer = [0; 4096];
+        file.read_exact_at(&mut buffer, (chunk * CHUNK) as u64)?;
+        assert_eq!(buffer[..], content[chunk * CHUNK..][..4096]);
+        Ok::<_, io::Error>(())
+    };
+    page(0)?;
+    let until = Instant::now() + PATIENCE;
+    let brought = |lab: &mut Lab, more: u64| loop {
+        let metrics = lab.store.metrics();
+        let chunks = metrics.get(NEARBY).copied().unwrap_or_default();
+        if chunks > more {
+            return (chunks, metrics["forelayer_cache_misses_total"]);
+        }
+        assert!(Instant::now() < until, "{more} chunks and no more");
+    };
+    // The first chunk behind the miss is where its window begins.
+    let (_, misses) = brought(&mut lab, 0);
+    assert_eq!(misses, 1);
+    let window = loop {
+        let before = brought(&mut lab, 0).0;
+        std::thread::yield_now();
+        if brought(&mut lab, 0).0 == before {
+            break before;
+        }
+    };
+    page(1)?;
+    brought(&mut lab, window);
     Ok(())
 }
 

@@ -141,6 +141,27 @@ async fn what_lies_in_several_ranges_is_read_through_all_of_them() {
 }
 
 #[tokio::test]
+async fn the_first_refusal_ends_asking_ahead() {
+    let bench = Bench::new();
+    let busy = Fault::Status {
+        status: 429,
+        retry_after: Some(60),
+    };
+    bench.server.faults().add(Rule::blobs(busy).times(1));
+    // One at a time, so that the others are still to be asked for.
+    let wanted =
+        [0..1000, 2000..3000, 4000..5000].map(|range| bench.early(range, Lane::Predicted, false));
+    let _ahead = bench.ahead(wanted.to_vec(), 1);
+    bench.answered(1).await;
+    while bench.client.has_early(&bench.large) {
+        tokio::task::yield_now().await;
+    }
+    // Whoever needs them asks for them; nothing was kept for it.
+    assert!(!bench.read(2000..3000).await.unwrap().0);
+    assert_eq!(bench.count(Lane::Predicted).0, 1);
+}
+
+#[tokio::test]
 async fn letting_go_leaves_nobody_waiting() {
     let bench = Bench::new();
     let stall = Fault::Stall { after: 40_000 };

@@ -8,6 +8,34 @@ use super::{
 /// Small ones that follow each other, and one that is larger than what is collected.
 const LENGTHS: [usize; 6] = [100, 4096, 20_000, 400_000, 70_000, 333];
 
+#[tokio::test]
+async fn a_reader_that_comes_to_the_mark_has_the_next_window_brought() {
+    let store = Store::with(&crate::config::Fetch {
+        nearby_bytes: 40_000,
+        ..crate::config::Fetch::default()
+    });
+    let layer = Memory::new(LayerFormat::ZstdChunked, &[5000; 40]);
+    store.demand(&layer, 0..1).await.unwrap();
+    let marked = || layer.mark.lock().take();
+    let mark = loop {
+        match marked() {
+            Some(mark) => break mark,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert_eq!(mark, 1);
+    let reached = crate::fetch::executor::Command::Reached(wanted(&layer), mark);
+    store.fetcher.commands.send(reached).unwrap();
+    // The next window begins where this one ends, and has a mark of its own.
+    let next = loop {
+        match marked() {
+            Some(mark) => break mark,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert!(next > mark, "{next}");
+}
+
 async fn predict(store: &Store, layer: &Arc<Memory>) -> u32 {
     let chunks = 0..layer.chunk_count();
     let steps = chunks.map(|chunk| (wanted(layer), chunk)).collect();

@@ -23,7 +23,7 @@ impl Store {
             ..config::Fetch::default()
         })
     }
-    fn with(config: &config::Fetch) -> Self {
+    pub(super) fn with(config: &config::Fetch) -> Self {
         let metrics = Arc::new(Metrics::new());
         let stop = CancellationToken::new();
         let config = config::Fetch {

@@ -45,7 +45,7 @@ pub(super) use running::fetch;
 
 /// An overlay mount asks for its lowers one after the other, and each answer may wait for the witness
 /// (`witness.attach_wait`): this long after the last one the set is complete, if it was not known before. Ten times the
-/// wait: where the processors are busy, 40 ms were seen to be too little.
+/// wait's default: where the processors are busy, one answer may be long behind the other.
 const GROUP: Duration = Duration::from_millis(200);
 /// A plan of the same layers is not made again within this time: an engine looks every layer up, then mounts.
 const AGAIN: Duration = Duration::from_secs(10);

@@ -487,3 +487,45 @@ async fn a_mount_that_is_seen_in_part_does_not_end_the_plan_of_its_image() {
     assert_eq!(name, "h/both:1 (layers in slots 9)");
     assert_eq!(steps, [(9, chunk(&case.layer, "bin/app", 0))]);
 }
+
+/// Says of which layers nothing is planned; is never asked for a plan.
+struct Idle(Told);
+
+impl Lanes for Idle {
+    fn predict(&self, plan: Plan) -> BoxFuture<'static, PlanOutcome> {
+        unreachable!("a plan of {} steps", plan.steps.len())
+    }
+    fn unplanned(&self, layer: &Arc<Layer>) {
+        self.0.send((String::new(), vec![(layer.slot, 0)])).unwrap();
+    }
+    fn arrivals(&self, _: &Layer) -> Vec<Arrival> {
+        Vec::new()
+    }
+    fn forget_arrivals(&self, _: &Layer) {}
+    fn ahead(&self, _: &str, _: &EarlyRequests) -> Option<Ahead> {
+        None
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_plan_is_told_that_none_comes() {
+    let off = config::Prefetch {
+        enabled: false,
+        ..config::Prefetch::default()
+    };
+    for config in [config::Prefetch::default(), off] {
+        let images = |top: &Arc<Layer>, base: &Arc<Layer>| -> Images {
+            let layers = vec![Arc::clone(base), Arc::clone(top)];
+            vec![("h/new:1".to_owned(), layers)]
+        };
+        let mut case = start_on(config, images, |told| Arc::new(Idle(told)));
+        let layers = [Arc::clone(&case.base), Arc::clone(&case.layer)];
+        case.prefetcher.resolved("h/new:1", &layers);
+        let mut slots = Vec::new();
+        for _ in 0..2 {
+            slots.push(case.plans.recv().await.unwrap().1[0].0);
+        }
+        slots.sort_unstable();
+        assert_eq!(slots, [4, 9]);
+    }
+}
