@@ -178,13 +178,13 @@ impl Default for Registry {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fetch {
-    /// Range requests under way at once, all lanes together.
+    /// Range requests under way at once to one registry, all lanes together.
     pub max_requests: usize,
     /// Of these, how many may be predicted, nearby or background.
     pub max_ahead_requests: usize,
     /// Compressed bytes of one range request at most.
     pub max_request_bytes: u64,
-    /// Compressed and decoded bytes held in memory at once.
+    /// Compressed and decoded bytes held in memory at once, of all registries.
     pub max_bytes_in_flight: u64,
     /// A gap of at most this many compressed bytes between two wanted chunks is fetched along.
     pub max_gap_bytes: u64,

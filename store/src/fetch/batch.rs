@@ -5,12 +5,13 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc::UnboundedSender};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     decode::{DecodeError, Decoders},
     origin::Origin,
     pool::{Job, Pool},
+    request::Permit,
     scheduler::{Arrival, ChunkFailure, Event, LayerKey, Request, RequestId},
 };
 use crate::{
@@ -42,7 +43,7 @@ pub(super) struct Batch<'a> {
     metrics: &'a Arc<Metrics>,
     pieces: Vec<Piece>,
     decoded: u64,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
 }
 
 impl<'a> Batch<'a> {
@@ -70,7 +71,7 @@ impl<'a> Batch<'a> {
         base: u64,
         bytes: Vec<u8>,
         chunks: Vec<Chunk>,
-        permit: Option<OwnedSemaphorePermit>,
+        permit: Option<Permit>,
     ) {
         self.decoded += chunks.iter().map(|chunk| chunk.len).sum::<u64>();
         self.pieces.push(Piece {
@@ -130,7 +131,7 @@ struct DecodeJob {
     /// Chunks not reported yet.
     left: VecDeque<u32>,
     report: Report,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Permit>,
 }
 
 impl DecodeJob {

@@ -287,14 +287,14 @@ impl Executor {
         urgent: bool,
         work: impl FnOnce() -> Result<bool, CacheError> + Send + 'static,
     ) {
-        let events = self.events.clone();
+        let mut told = Told {
+            layer,
+            chunk,
+            result: Err("the work on it broke off".to_owned()),
+            events: self.events.clone(),
+        };
         let job = move |_: &mut super::decode::Decoders| {
-            let result = work().map_err(|error| error.to_string());
-            let _ = events.send(Event::Local {
-                layer,
-                chunk,
-                result,
-            });
+            told.take(work());
         };
         self.shared.pool.submit(urgent, Box::new(job));
     }
@@ -311,6 +311,31 @@ impl Executor {
                 format!("{}: {}", given.host, given.why).into()
             },
         }
+    }
+}
+
+/// Tells what became of work that needs no network when it is dropped, also if that is because of a panic.
+struct Told {
+    layer: LayerKey,
+    chunk: u32,
+    result: Result<bool, String>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Told {
+    fn take(&mut self, result: Result<bool, CacheError>) {
+        self.result = result.map_err(|error| error.to_string());
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // A scheduler that is gone needs no news.
+        let _ = self.events.send(Event::Local {
+            layer: self.layer,
+            chunk: self.chunk,
+            result: std::mem::replace(&mut self.result, Ok(false)),
+        });
     }
 }
 

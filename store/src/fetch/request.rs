@@ -3,9 +3,16 @@
 //! Permits bound what is in memory: one is taken before a chunk's bytes are read and given back when it is stored. Nobody
 //! waits for one, or for bytes, with chunks in hand that the pool could already work on.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender, watch};
 
 use super::{
@@ -29,42 +36,76 @@ pub(super) struct Shared {
     pub(super) ahead_budget: Budget,
 }
 
-/// A bound on bytes in memory.
+/// A bound on bytes in memory. One registry gets three quarters of it: were it all of it, one that sends a chunk byte by
+/// byte would keep the readers of every other registry waiting as well.
 #[derive(Debug)]
 pub(super) struct Budget {
     /// In units of a KiB: a semaphore counts in 32 bits.
-    semaphore: Arc<Semaphore>,
-    units: u32,
+    all: Arc<Semaphore>,
+    /// What each registry may still take.
+    shares: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Units of a share.
+    share: u32,
+}
+
+/// Room in memory; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    all: OwnedSemaphorePermit,
+    share: OwnedSemaphorePermit,
+}
+
+impl Permit {
+    /// Makes one of two of the same budget and registry.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.all.merge(other.all);
+        self.share.merge(other.share);
+    }
 }
 
 impl Budget {
     pub(super) fn new(bytes: u64) -> Self {
         let units = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).max(1);
         Self {
-            semaphore: Arc::new(Semaphore::new(units as usize)),
-            units,
+            all: Arc::new(Semaphore::new(units as usize)),
+            shares: Mutex::default(),
+            share: units - units / 4,
         }
     }
 
-    /// Room, if there is some.
-    fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let semaphore = Arc::clone(&self.semaphore);
-        semaphore.try_acquire_many_owned(self.units_of(bytes)).ok()
+    fn share(&self, host: &str) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.get(host) {
+            return Arc::clone(share);
+        }
+        let share = Arc::new(Semaphore::new(self.share as usize));
+        shares.insert(host.to_owned(), Arc::clone(&share));
+        share
     }
 
-    /// Waits for room. What is larger than the whole budget gets all of it.
-    async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let semaphore = Arc::clone(&self.semaphore);
-        // Nobody closes the semaphore.
-        semaphore
-            .acquire_many_owned(self.units_of(bytes))
-            .await
-            .ok()
+    /// Room, if there is some.
+    fn try_take(&self, host: &str, bytes: u64) -> Option<Permit> {
+        let units = self.units_of(bytes);
+        let share = self.share(host).try_acquire_many_owned(units).ok()?;
+        let all = Arc::clone(&self.all).try_acquire_many_owned(units).ok()?;
+        Some(Permit { all, share })
+    }
+
+    /// Waits for room. What is larger than a whole share gets all of it.
+    async fn take(&self, host: &str, bytes: u64) -> Option<Permit> {
+        let units = self.units_of(bytes);
+        // Nobody closes the semaphores. Who waits in the second has its share: what it waits for is other registries'.
+        let share = self.share(host).acquire_many_owned(units).await.ok()?;
+        let all = Arc::clone(&self.all).acquire_many_owned(units).await.ok()?;
+        Some(Permit { all, share })
     }
 
     fn units_of(&self, bytes: u64) -> u32 {
         let units = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        units.min(self.units)
+        units.min(self.share)
     }
 }
 
@@ -209,11 +250,11 @@ async fn read(
             batch.send();
             let _ = hold.wait_for(|hold| !*hold).await;
         }
-        let permit = match budget.try_take(group.cost()) {
+        let permit = match budget.try_take(&request.host, group.cost()) {
             Some(permit) => Some(permit),
             None => {
                 batch.send();
-                budget.take(group.cost()).await
+                budget.take(&request.host, group.cost()).await
             }
         };
         let bytes = group.span.end.saturating_sub(stream.position);

@@ -238,6 +238,8 @@ pub(super) struct Scheduler<B: ?Sized> {
     demands: HashMap<DemandId, usize>,
     plans: Vec<Plan>,
     running: BTreeMap<RequestId, Running>,
+    /// All that have a layer.
+    hosts: BTreeSet<String>,
     next_request: RequestId,
     /// Demanded chunks in the order they were asked for; entries may be out of date.
     demanded: VecDeque<(LayerKey, u32)>,
@@ -339,6 +341,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             demands: HashMap::new(),
             plans: Vec::new(),
             running: BTreeMap::new(),
+            hosts: BTreeSet::new(),
             next_request: 0,
             demanded: VecDeque::new(),
             again: VecDeque::new(),
@@ -371,6 +374,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             unplanned: false,
         });
         self.keys.insert(*digest, key);
+        self.note_hosts(key);
         key
     }
 
@@ -382,6 +386,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     /// Replaces what a key stands for: the layer was loaded again.
     pub(super) fn set_blob(&mut self, layer: LayerKey, blob: Arc<B>) {
         self.layers[layer].blob = blob;
+        self.note_hosts(layer);
         if self.layers[layer].cursor == Cursor::Done {
             self.layers[layer].cursor = Cursor::Off;
         }

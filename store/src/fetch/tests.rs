@@ -44,7 +44,7 @@ enum Answer {
     Stall,
     /// A byte every quarter of a minute.
     Drip,
-    /// Whoever asks is no more.
+    /// Whoever asks, or hashes, is no more.
     Panic,
 }
 
@@ -66,6 +66,7 @@ struct Memory {
     /// What was stored by one write each.
     commits: Mutex<Vec<Range<u32>>>,
     mark: Mutex<Option<u32>>,
+    host: &'static str,
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -148,6 +149,7 @@ impl Memory {
             full: AtomicUsize::new(0),
             commits: Mutex::default(),
             mark: Mutex::default(),
+            host: "registry.test",
         })
     }
 
@@ -191,7 +193,7 @@ impl Blob for Memory {
         state.unwrap_or(ChunkState::Missing)
     }
     fn hosts(&self) -> Vec<String> {
-        vec!["registry.test".to_owned()]
+        vec![self.host.to_owned()]
     }
     fn early(&self, _: usize, _: &Range<u64>) -> Option<Range<u64>> {
         None
@@ -238,6 +240,12 @@ impl Origin for Memory {
         })
     }
     fn prove(&self, chunk: u32) -> Result<bool, CacheError> {
+        let mut answers = self.answers.lock();
+        if let Some(Answer::Panic) = answers.front() {
+            answers.pop_front();
+            drop(answers);
+            panic!("as the test wants");
+        }
         self.states.lock()[chunk as usize] = ChunkState::Missing;
         Ok(false)
     }

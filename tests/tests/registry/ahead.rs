@@ -158,7 +158,7 @@ async fn the_first_refusal_ends_asking_ahead() {
             tokio::task::yield_now().await;
         }
     };
-    let patience = std::time::Duration::from_secs(20);
+    let patience = Duration::from_secs(20);
     (tokio::time::timeout(patience, given_up).await)
         .expect("the others are asked for all the same");
     // Whoever needs them asks for them; nothing was kept for it.

@@ -112,7 +112,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let Some(layer) = self.nearby.layers.front().copied() else {
                 return false;
             };
-            if self.near_on_its_way(&self.host(layer)) >= self.largest_window(layer) {
+            if self.near_on_its_way(&self.host(layer)) >= self.largest_window(layer)
+                || !self.has_place(layer, Priority::Nearby)
+            {
                 self.nearby.layers.rotate_left(1);
                 continue;
             }

@@ -1,6 +1,8 @@
 //! How much is asked for at once: how long a request may be, which gaps it may have, and whether another is due.
+//!
+//! Places are a registry's own: one that answers nothing for minutes has taken them all, and nobody else's.
 
-use super::{LayerKey, Priority, Scheduler};
+use super::{LayerKey, Priority, Scheduler, start::BACKGROUND_REQUESTS};
 use crate::fetch::{origin::Blob, ranges::Bounds};
 
 /// A request of a plan is at most this part of what plans have on their way, so that the first ones are short; it need
@@ -20,6 +22,40 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             max_bytes = max_bytes.min((self.ahead(&host) / SHARE).max(SHORTEST));
         }
         Bounds { max_bytes, max_gap }
+    }
+
+    /// Whether the registry that has a layer has a place for another request.
+    pub(super) fn has_place(&self, layer: LayerKey, priority: Priority) -> bool {
+        let host = self.host(layer);
+        let (all, ahead, background) = self.places(&host);
+        all < self.limits.max_requests
+            && (priority == Priority::Demand || ahead < self.limits.max_ahead_requests)
+            && (priority != Priority::Background || background < BACKGROUND_REQUESTS)
+    }
+
+    /// Whether any registry has a place for what nobody waits for: looking for what could take it costs time.
+    pub(super) fn may_look_ahead(&self) -> bool {
+        self.hosts.iter().any(|host| {
+            let (all, ahead, _) = self.places(host);
+            all < self.limits.max_requests && ahead < self.limits.max_ahead_requests
+        })
+    }
+
+    /// Remembers which registries have a layer.
+    pub(super) fn note_hosts(&mut self, layer: LayerKey) {
+        self.hosts.extend(self.layers[layer].blob.hosts());
+    }
+
+    /// Requests to a host: all, those that nobody waited for when they began, and of these the background's.
+    fn places(&self, host: &str) -> (usize, usize, usize) {
+        let there = (self.running.values()).filter(|running| running.host == host);
+        there.fold((0, 0, 0), |(all, ahead, background), running| {
+            (
+                all + 1,
+                ahead + usize::from(running.priority != Priority::Demand),
+                background + usize::from(running.priority == Priority::Background),
+            )
+        })
     }
 
     /// Whether more may be on its way ahead of need.

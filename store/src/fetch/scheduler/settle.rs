@@ -109,7 +109,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// What needed no network is done.
     pub(super) fn local(&mut self, layer: LayerKey, chunk: u32, result: &Result<bool, String>) {
-        let Some(want) = self.layers[layer].wants.get(&chunk) else {
+        // It may have been done twice, the second time because a reader came.
+        let Some(want) = self.layers[layer]
+            .wants
+            .get(&chunk)
+            .filter(|want| want.status == Status::Local)
+        else {
             return;
         };
         if want.first == Priority::Background {
@@ -306,5 +311,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         if state.source % hosts == failed % hosts {
             state.source = (failed + 1) % hosts;
         }
+        self.note_hosts(layer);
     }
 }

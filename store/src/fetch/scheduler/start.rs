@@ -11,8 +11,8 @@ use crate::{
     fetch::{backoff::Leave, origin::Blob, ranges::Growing},
 };
 
-/// Background requests at once: 8 of 4 MiB keep a 1 Gbit/s link full at 50 ms and up to 200 ms of latency.
-const BACKGROUND_REQUESTS: usize = 8;
+/// Background requests at once to one registry: 8 of 4 MiB keep a 1 Gbit/s link full at 50 ms and up to 200 ms of latency.
+pub(super) const BACKGROUND_REQUESTS: usize = 8;
 /// The background lane waits this long after a layer was looked up, unless it is told that there will be no plan: the plan
 /// for its image is being made, and what the background has asked for by then would come before it.
 pub(super) const BEFORE_PLAN: Duration = Duration::from_millis(500);
@@ -36,26 +36,30 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             self.fill_window(plan);
         }
         self.finish_plans(now);
-        while self.running.len() < self.limits.max_requests {
-            let ahead = self.running.values();
-            let ahead = ahead.filter(|running| running.priority != Priority::Demand);
-            let may_look_ahead = ahead.count() < self.limits.max_ahead_requests;
-            let started = self.start_demand(now)
-                || may_look_ahead
-                    && (self.start_again(now)
-                        || self.start_predicted(now)
-                        || self.start_nearby(now)
-                        || self.start_background(now));
-            if !started {
-                break;
-            }
-        }
+        while self.start_demand(now)
+            || self.may_look_ahead()
+                && (self.start_again(now)
+                    || self.start_predicted(now)
+                    || self.start_nearby(now)
+                    || self.start_background(now))
+        {}
         self.finish_plans(now);
     }
 
     fn start_demand(&mut self, now: Duration) -> bool {
-        while let Some((layer, chunk)) = self.demanded.pop_front() {
-            if self.is_ready(layer, chunk, Priority::Demand) {
+        // Layers whose registry has no place left: those of others do not wait behind them.
+        let mut passed = Vec::new();
+        let mut n = 0;
+        while let Some((layer, chunk)) = self.demanded.get(n).copied() {
+            if !self.is_ready(layer, chunk, Priority::Demand) {
+                self.demanded.remove(n);
+            } else if passed.contains(&layer) {
+                n += 1;
+            } else if !self.has_place(layer, Priority::Demand) {
+                passed.push(layer);
+                n += 1;
+            } else {
+                self.demanded.remove(n);
                 self.request_around(now, layer, chunk, Priority::Demand);
                 return true;
             }
@@ -70,9 +74,18 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 || self.is_ready(*layer, *chunk, Priority::Background)
         });
         let quiet = self.demands.is_empty() && !self.background.paused;
+        let mut passed = Vec::new();
         let next = again.iter().position(|(layer, chunk)| {
-            (quiet || self.is_ready(*layer, *chunk, Priority::Predicted))
-                && self.may_ask(*layer, now)
+            if passed.contains(layer)
+                || !(quiet || self.is_ready(*layer, *chunk, Priority::Predicted))
+            {
+                return false;
+            }
+            let may = self.has_place(*layer, Priority::Predicted) && self.may_ask(*layer, now);
+            if !may {
+                passed.push(*layer);
+            }
+            may
         });
         let next = next.and_then(|n| again.remove(n));
         self.again = again;
@@ -92,7 +105,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     fn start_predicted(&mut self, now: Duration) -> bool {
         for plan in 0..self.plans.len() {
             self.fill_window(plan);
-            // Layers whose registry is not asked now: the plan goes on with the others.
+            // Layers whose registry is not asked now, or has no place left: the plan goes on with the others.
             let mut passed = Vec::new();
             loop {
                 let ready = |(layer, chunk): &&(LayerKey, u32)| {
@@ -102,7 +115,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 let Some((layer, chunk)) = steps.find(ready).copied() else {
                     break;
                 };
-                if !self.may_ask(layer, now) {
+                if !self.has_place(layer, Priority::Predicted) || !self.may_ask(layer, now) {
                     passed.push(layer);
                     continue;
                 }
@@ -119,13 +132,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     fn start_background(&mut self, now: Duration) -> bool {
-        let running = self.running.values();
-        let running = running.filter(|running| running.priority == Priority::Background);
-        if self.background.paused
-            || !self.demands.is_empty()
-            || self.follows_a_plan(now)
-            || running.count() >= BACKGROUND_REQUESTS
-        {
+        if self.background.paused || !self.demands.is_empty() || self.follows_a_plan(now) {
             return false;
         }
         if self.background.before_plan <= now {
@@ -143,6 +150,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             let Some(layer) = self.background.layers.front().copied() else {
                 return false;
             };
+            if !self.has_place(layer, Priority::Background) {
+                self.background.layers.rotate_left(1);
+                continue;
+            }
             if self.may_ask(layer, now) && self.advance(layer, now) {
                 return true;
             }

@@ -102,6 +102,8 @@ struct Bench {
     /// All that were ever started.
     started: Vec<(Lane, Vec<u32>)>,
     local: Vec<(LayerKey, u32)>,
+    /// What of it is not to wait behind what is decoded ahead.
+    urgent: Vec<(LayerKey, u32)>,
     held: Vec<RequestId>,
     replies: Vec<(DemandId, Result<(), Given>)>,
     finished: Vec<(PlanId, u32)>,
@@ -143,6 +145,7 @@ impl Bench {
             requests: Vec::new(),
             started: Vec::new(),
             local: Vec::new(),
+            urgent: Vec::new(),
             held: Vec::new(),
             replies: Vec::new(),
             finished: Vec::new(),
@@ -163,8 +166,22 @@ impl Bench {
                     self.started.push((request.lane, chunks));
                     self.requests.push(request);
                 }
-                Action::Prove { layer, chunk, .. } | Action::Zeros { layer, chunk, .. } => {
+                Action::Prove {
+                    layer,
+                    chunk,
+                    urgent,
+                    ..
+                }
+                | Action::Zeros {
+                    layer,
+                    chunk,
+                    urgent,
+                    ..
+                } => {
                     self.local.push((layer, chunk));
+                    if urgent {
+                        self.urgent.push((layer, chunk));
+                    }
                 }
                 Action::Mark { chunk, .. } => self.mark = Some(chunk),
                 Action::Hold { request, hold } => {
@@ -254,16 +271,29 @@ impl Bench {
         self.end(n, Ok(()));
     }
 
+    /// The n-th piece of work that needs no network is done. Only what is unproven or a hole can be proven or made; done
+    /// again it says what the first time had made of it.
     fn finish_local(&mut self, n: usize, result: Result<bool, String>) {
         let (layer, chunk) = self.local.remove(n);
-        self.blobs[layer].set(
-            chunk,
-            if result == Ok(true) {
-                ChunkState::Present
-            } else {
-                ChunkState::Missing
-            },
-        );
+        let blob = &self.blobs[layer];
+        let open = match blob.state(chunk) {
+            ChunkState::Present => false,
+            ChunkState::Unproven => true,
+            ChunkState::Missing => blob.chunk(chunk).unwrap().zeros,
+        };
+        let result = if open {
+            blob.set(
+                chunk,
+                if result == Ok(true) {
+                    ChunkState::Present
+                } else {
+                    ChunkState::Missing
+                },
+            );
+            result
+        } else {
+            result.map(|_| blob.state(chunk) == ChunkState::Present)
+        };
         self.apply([Event::Local {
             layer,
             chunk,

@@ -62,26 +62,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     ) -> Result<&mut Want, String> {
         let state = &mut self.layers[layer];
         let known = state.blob.chunk(chunk)?;
-        let urgent = priority == Priority::Demand;
         let local = known.zeros || state.blob.state(chunk) == ChunkState::Unproven;
         if local {
-            let blob = state.blob.clone();
-            // Zeros are never hashed: making the hole again is as quick.
-            self.actions.push(if known.zeros {
-                Action::Zeros {
-                    layer,
-                    blob,
-                    chunk,
-                    urgent,
-                }
-            } else {
-                Action::Prove {
-                    layer,
-                    blob,
-                    chunk,
-                    urgent,
-                }
-            });
+            self.locally(layer, chunk, known.zeros, priority == Priority::Demand);
             if priority == Priority::Background {
                 self.background.local += 1;
             }
@@ -108,6 +91,27 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             .wants
             .get_mut(&chunk)
             .ok_or_else(|| "the want just made is gone".to_owned())
+    }
+
+    /// Has done what needs no network.
+    fn locally(&mut self, layer: LayerKey, chunk: u32, zeros: bool, urgent: bool) {
+        let blob = self.layers[layer].blob.clone();
+        // Zeros are never hashed: making the hole again is as quick.
+        self.actions.push(if zeros {
+            Action::Zeros {
+                layer,
+                blob,
+                chunk,
+                urgent,
+            }
+        } else {
+            Action::Prove {
+                layer,
+                blob,
+                chunk,
+                urgent,
+            }
+        });
     }
 
     /// Makes a wanted chunk ready to be asked for.
@@ -159,7 +163,11 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 }
             }
             Status::Requested => self.wait_or_overtake(layer, chunk),
-            Status::Local => {}
+            // What waits behind all that is decoded ahead is done at once; done a second time it changes nothing.
+            Status::Local => {
+                let zeros = want.span.is_empty();
+                self.locally(layer, chunk, zeros, true);
+            }
         }
         Ok(false)
     }

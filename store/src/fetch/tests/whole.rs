@@ -301,3 +301,39 @@ async fn a_request_whose_task_panics_is_asked_again() {
     layer.assert_holds(0..3);
     assert_eq!(layer.requests(), 2);
 }
+
+#[tokio::test]
+async fn hashing_that_panics_is_no_hashing() {
+    let (store, layer) = (
+        Store::start(),
+        Memory::new(LayerFormat::ZstdChunked, &LENGTHS),
+    );
+    layer.states.lock()[2] = ChunkState::Unproven;
+    layer.answer([Answer::Panic]);
+    store.demand(&layer, 2..3).await.unwrap();
+    layer.assert_holds([2]);
+}
+
+#[tokio::test]
+async fn a_registry_that_keeps_its_answers_leaves_memory_to_the_readers_of_others() {
+    let store = Store::with(&config::Fetch {
+        nearby_bytes: 0,
+        max_request_bytes: 1,
+        max_bytes_in_flight: 256 << 10,
+        ..config::Fetch::default()
+    });
+    let mut silent = Memory::new(LayerFormat::ZstdChunked, &[70_000; 2]);
+    Arc::get_mut(&mut silent).unwrap().host = "silent.test";
+    silent.answer([Answer::Stall; 2]);
+    // A request a chunk; each would take all of the memory.
+    let silent_demand = store.demand(&silent, 0..2);
+    tokio::pin!(silent_demand);
+    while silent.requests() == 0 {
+        assert!(futures_util::poll!(silent_demand.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let layer = Memory::new(LayerFormat::ZstdChunked, &[3000]);
+    store.demand(&layer, 0..1).await.unwrap();
+    layer.assert_holds([0]);
+    assert_eq!(silent.requests(), 1, "it waited until the other had failed");
+}

@@ -39,12 +39,16 @@ fn step() -> impl Strategy<Value = Step> {
 impl Bench {
     fn check(&self) {
         let scheduler = &self.scheduler;
-        let running = scheduler.running.values();
-        let ahead = running
-            .filter(|running| running.priority != Priority::Demand)
-            .count();
-        assert!(scheduler.running.len() <= scheduler.limits.max_requests);
-        assert!(ahead <= scheduler.limits.max_ahead_requests);
+        let mut places: HashMap<&str, (usize, usize)> = HashMap::new();
+        for running in scheduler.running.values() {
+            let (all, ahead) = places.entry(&running.host).or_default();
+            *all += 1;
+            *ahead += usize::from(running.priority != Priority::Demand);
+        }
+        for (all, ahead) in places.values() {
+            assert!(*all <= scheduler.limits.max_requests);
+            assert!(*ahead <= scheduler.limits.max_ahead_requests);
+        }
 
         // Single flight: two only where a demand overtakes.
         let mut carriers: HashMap<(LayerKey, u32), Vec<Lane>> = HashMap::new();
@@ -69,9 +73,10 @@ impl Bench {
             );
         }
 
-        // Nobody waits while there is room, and the greater goes first.
-        let room = scheduler.running.len() < scheduler.limits.max_requests;
+        // Nobody waits while the registry has a place, and the greater goes first.
         for (key, layer) in scheduler.layers.iter().enumerate() {
+            let taken = places.get(scheduler.host(key).as_str());
+            let room = taken.is_none_or(|(all, _)| *all < scheduler.limits.max_requests);
             for (chunk, want) in &layer.wants {
                 if want.status == Status::Queued {
                     assert!(

@@ -214,13 +214,13 @@ fn with_a_broken_registry(limits: Limits) -> Bench {
 }
 
 /// Two layers, each with a registry of its own.
-fn two_registries(limits: Limits) -> Bench {
-    let bench = Bench::new(limits, vec![Fake::new("a", 1000), Fake::new("b", 1000)]);
-    *bench.blobs[1].hosts.lock() = vec!["two".to_owned()];
-    bench
+pub(super) fn two_registries(limits: Limits) -> Bench {
+    let blobs = vec![Fake::new("a", 1000), Fake::new("b", 1000)];
+    *blobs[1].hosts.lock() = vec!["two".to_owned()];
+    Bench::new(limits, blobs)
 }
 
-fn demand_of(layer: LayerKey, chunk: u32) -> Event {
+pub(super) fn demand_of(layer: LayerKey, chunk: u32) -> Event {
     Event::Demand {
         id: DemandId::from(chunk),
         layer,

@@ -661,3 +661,73 @@ fn a_refusal_counts_although_the_request_was_held_before_it() {
     bench.wait(Duration::from_secs(8));
     assert!(!bench.news().is_empty());
 }
+
+#[test]
+fn a_registry_that_answers_nothing_takes_nobody_elses_places() {
+    let mut bench = nearby::two_registries(limits());
+    // More readers than one registry has places, and none of them hears anything.
+    for chunk in 0..8 {
+        bench.demand(DemandId::from(chunk), chunk * 10..chunk * 10 + 1);
+    }
+    assert_eq!(bench.news().len(), 6);
+    bench.apply([nearby::demand_of(1, 5)]);
+    assert_eq!(bench.news(), [(Demand, vec![5])]);
+    // The same ahead of need.
+    let mut bench = nearby::two_registries(limits());
+    bench.predict(1, "silent", (0..100).map(|chunk| chunk * 10));
+    assert_eq!(bench.news().len(), 4);
+    let steps = vec![(0, 5), (1, 5), (1, 15)];
+    bench.apply([Event::Predict {
+        id: 2,
+        name: "both".to_owned(),
+        steps,
+        lasts: Duration::ZERO,
+    }]);
+    assert_eq!(bench.news(), [(Predicted, vec![5]), (Predicted, vec![15])]);
+    // Whose place becomes free takes the next.
+    bench.complete(0);
+    assert_eq!(bench.news().len(), 1);
+}
+
+#[test]
+fn the_background_of_a_silent_registry_leaves_the_others_theirs() {
+    let many = Limits {
+        max_requests: 32,
+        max_ahead_requests: 24,
+        ..limits()
+    };
+    let mut bench = nearby::two_registries(many);
+    for layer in 0..2 {
+        bench.apply([Event::Background { layer }]);
+    }
+    bench.wait(super::super::start::BEFORE_PLAN);
+    let of = |bench: &Bench, layer| {
+        let requests = bench.requests.iter();
+        requests.filter(|request| request.layer == layer).count()
+    };
+    assert_eq!((of(&bench, 0), of(&bench, 1)), (8, 8));
+}
+
+#[test]
+fn what_a_reader_waits_for_is_not_hashed_behind_what_is_decoded_ahead() {
+    let mut bench = Bench::one(10);
+    bench.blobs[0].set(1, ChunkState::Unproven);
+    bench.predict(1, "plan", [1]);
+    assert_eq!(
+        (bench.local.as_slice(), bench.urgent.len()),
+        (&[(0, 1)][..], 0)
+    );
+    bench.demand(1, 1..2);
+    assert_eq!(bench.urgent, [(0, 1)]);
+    bench.demand(2, 1..2);
+    assert_eq!(bench.urgent, [(0, 1)], "once is enough");
+    bench.finish_local(1, Ok(false));
+    assert_eq!(bench.news(), [(Demand, vec![1])]);
+    // The first is done as well, later: nothing is asked for again.
+    bench.finish_local(0, Ok(true));
+    assert_eq!(bench.news(), []);
+    assert_eq!(bench.replies, []);
+    bench.complete(0);
+    assert_eq!(bench.replies, [(1, Ok(())), (2, Ok(()))]);
+    assert_eq!(bench.finished, [(1, 0)]);
+}
