@@ -73,7 +73,14 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             self.is_ready(*layer, *chunk, Priority::Predicted)
                 || self.is_ready(*layer, *chunk, Priority::Background)
         });
-        let quiet = self.demands.is_empty() && !self.background.paused;
+        let rest = self.background.not_before.max(self.background.after_plan);
+        let quiet = self.demands.is_empty()
+            && !self.background.paused
+            && !self.follows_a_plan(now)
+            && rest <= now;
+        if rest > now && !again.is_empty() {
+            self.wake_at(rest);
+        }
         let mut passed = Vec::new();
         let next = again.iter().position(|(layer, chunk)| {
             if passed.contains(layer)
@@ -99,6 +106,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             Priority::Background
         };
         self.request_around(now, layer, chunk, priority);
+        if !predicted && let Some((_, running)) = self.running.last_key_value() {
+            self.spend(now, running.bytes);
+        }
         true
     }
 
@@ -245,14 +255,18 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             return false;
         };
         self.request(now, layer, seed, Priority::Background, &growing);
-        let bytes = growing.range().end - growing.range().start;
+        self.spend(now, growing.range().end - growing.range().start);
+        true
+    }
+
+    /// Has the background wait for as long as its rate gives these bytes.
+    fn spend(&mut self, now: Duration, bytes: u64) {
         if let Some(micros) =
             (bytes.saturating_mul(1_000_000)).checked_div(self.limits.background_rate)
         {
             self.background.not_before =
                 self.background.not_before.max(now) + Duration::from_micros(micros);
         }
-        true
     }
 
     /// Asks for a queued chunk and its queued neighbours that are wanted as much.

@@ -731,3 +731,47 @@ fn what_a_reader_waits_for_is_not_hashed_behind_what_is_decoded_ahead() {
     assert_eq!(bench.replies, [(1, Ok(())), (2, Ok(()))]);
     assert_eq!(bench.finished, [(1, 0)]);
 }
+
+#[test]
+fn what_the_background_asks_for_again_keeps_its_rate_and_its_place_behind_plans() {
+    // Half a kilobyte a second: a chunk takes two seconds.
+    let limits = Limits {
+        background_rate: 550,
+        ..limits()
+    };
+    let mut bench = Bench::new(limits, vec![Fake::new("layer", 10)]);
+    bench.background();
+    assert_eq!(bench.news(), [(Background, vec![0])]);
+    bench.end(0, Err(busy("503")));
+    // The pause after a failure is shorter than what the rate asks for.
+    bench.wait(Duration::from_millis(1500));
+    assert_eq!(bench.news(), []);
+    bench.wait(Duration::from_millis(500));
+    assert_eq!(bench.news(), [(Background, vec![0])]);
+    // It cost as much as the first time.
+    bench.complete(0);
+    bench.wait(Duration::from_millis(1500));
+    assert_eq!(bench.news(), []);
+
+    let mut bench = nearby::two_registries(super::limits());
+    bench.apply([Event::Pause(true)]);
+    bench.background();
+    bench.apply([Event::Pause(false)]);
+    while !bench.requests.is_empty() {
+        bench.end(0, Err(busy("503")));
+    }
+    bench.apply([Event::Predict {
+        id: 1,
+        name: "plan".to_owned(),
+        steps: vec![(1, 5)],
+        lasts: Duration::ZERO,
+    }]);
+    bench.news();
+    // Neither beside the plan, nor in the time after it that belongs to the start.
+    bench.wait(Duration::from_secs(40));
+    assert_eq!(bench.news(), []);
+    bench.complete(0);
+    assert_eq!(bench.news(), []);
+    bench.wait_for_deadline();
+    assert_eq!(bench.news()[0].0, Background);
+}
