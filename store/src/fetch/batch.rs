@@ -44,6 +44,8 @@ pub(super) struct Batch<'a> {
     pieces: Vec<Piece>,
     decoded: u64,
     permit: Option<Permit>,
+    /// A reader waits for what comes.
+    urgent: bool,
 }
 
 impl<'a> Batch<'a> {
@@ -61,6 +63,15 @@ impl<'a> Batch<'a> {
             pieces: Vec::new(),
             decoded: 0,
             permit: None,
+            urgent: request.lane == Lane::Demand,
+        }
+    }
+
+    /// A reader waits for what comes from now on, and perhaps for what has come.
+    pub(super) fn hurry(&mut self) {
+        if !self.urgent {
+            self.urgent = true;
+            self.send();
         }
     }
 
@@ -84,7 +95,7 @@ impl<'a> Batch<'a> {
             (all @ None, permit) => *all = permit,
             (Some(_), None) => {}
         }
-        if self.decoded >= RUN as u64 || self.request.lane == Lane::Demand {
+        if self.decoded >= RUN as u64 || self.urgent {
             self.send();
         }
     }
@@ -102,9 +113,12 @@ impl<'a> Batch<'a> {
             report: Report::of(self.request, self.events, self.metrics),
             _permit: self.permit.take(),
         };
-        let urgent = self.request.lane == Lane::Demand;
         let job: Job = Box::new(move |decoders| job.run(pieces, decoders));
-        self.pool.submit(urgent, job);
+        if self.urgent {
+            self.pool.submit_urgent(job);
+        } else {
+            self.pool.submit(Some(self.request.id), job);
+        }
     }
 }
 

@@ -221,10 +221,11 @@ impl Following {
                 Action::Brought { .. } => self.brought += 1,
                 Action::Reply { result, .. } => self.met += u32::from(result.is_ok()),
                 Action::Finished { failed, .. } => self.finished = failed == 0,
-                // No chunk is in the cache unproven or only zeros, and no body stands still.
+                // No chunk is in the cache unproven or only zeros, no body stands still, and nothing waits to be decoded.
                 Action::Prove { .. }
                 | Action::Zeros { .. }
                 | Action::Hold { .. }
+                | Action::Hurry { .. }
                 | Action::Mark { .. } => {}
             }
         }

@@ -17,7 +17,7 @@ use super::{
     FetchError, PlanOutcome,
     arrivals::Arrivals,
     origin::Origin,
-    request::{self, Shared},
+    request::{self, Orders, Shared},
     scheduler::{
         Action, DemandId, Event, Given, LayerKey, Limits, PlanId, RequestId, Scheduler, Snapshot,
     },
@@ -68,7 +68,7 @@ pub(super) struct Executor {
     events: mpsc::UnboundedSender<Event>,
     demands: HashMap<DemandId, oneshot::Sender<Result<(), FetchError>>>,
     plans: HashMap<PlanId, oneshot::Sender<PlanOutcome>>,
-    requests: HashMap<RequestId, watch::Sender<bool>>,
+    requests: HashMap<RequestId, watch::Sender<Orders>>,
     tasks: JoinSet<()>,
     next_id: u64,
     started: Instant,
@@ -222,18 +222,24 @@ impl Executor {
     fn act(&mut self, action: Action<dyn Origin>) {
         match action {
             Action::Request(request) => {
-                let (hold, held) = watch::channel(false);
-                self.requests.insert(request.id, hold);
+                let (orders, given) = watch::channel(Orders::default());
+                self.requests.insert(request.id, orders);
                 let shared = Arc::clone(&self.shared);
                 let events = self.events.clone();
                 self.tasks
-                    .spawn(request::run(request, shared, held, events));
+                    .spawn(request::run(request, shared, given, events));
             }
             Action::Mark { blob, chunk } => blob.mark(chunk),
             Action::Hold { request, hold } => {
-                if let Some(sender) = self.requests.get(&request) {
-                    sender.send_replace(hold);
+                if let Some(orders) = self.requests.get(&request) {
+                    orders.send_modify(|orders| orders.hold = hold);
                 }
+            }
+            Action::Hurry { request } => {
+                if let Some(orders) = self.requests.get(&request) {
+                    orders.send_modify(|orders| orders.hurry = true);
+                }
+                self.shared.pool.hurry(request);
             }
             Action::Prove {
                 layer,
@@ -296,7 +302,10 @@ impl Executor {
         let job = move |_: &mut super::decode::Decoders| {
             told.take(work());
         };
-        self.shared.pool.submit(urgent, Box::new(job));
+        match urgent {
+            true => self.shared.pool.submit_urgent(Box::new(job)),
+            false => self.shared.pool.submit(None, Box::new(job)),
+        }
     }
 
     fn error(&self, given: &Given) -> FetchError {

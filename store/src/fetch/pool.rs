@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::decode::Decoders;
+use super::{decode::Decoders, scheduler::RequestId};
 use crate::sys::priority;
 
 /// What a thread does.
@@ -35,7 +35,8 @@ struct Shared {
 struct Queues {
     /// A reader waits for these.
     urgent: VecDeque<Job>,
-    other: VecDeque<Job>,
+    /// The rest, with the requests that they are of.
+    other: VecDeque<(Option<RequestId>, Job)>,
     /// Threads for urgent jobs that have none.
     idle_urgent: usize,
     closed: bool,
@@ -86,21 +87,42 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Puts a job behind the others of its kind.
-    pub(super) fn submit(&self, urgent: bool, job: Job) {
+    /// Puts a job that a reader waits for behind the others of its kind.
+    pub(super) fn submit_urgent(&self, job: Job) {
         let mut queues = self.shared.queues.lock();
-        let more = if urgent {
-            queues.urgent.push_back(job);
-            &self.shared.urgent
-        } else {
-            queues.other.push_back(job);
-            &self.shared.other
-        };
-        let help = urgent && queues.needs_help();
+        queues.urgent.push_back(job);
+        let help = queues.needs_help();
         drop(queues);
-        more.notify_one();
+        self.shared.urgent.notify_one();
         if help {
             self.shared.other.notify_one();
+        }
+    }
+
+    /// Puts a job that nobody waits for behind the others of its kind; [`Pool::hurry`] finds it by its request.
+    pub(super) fn submit(&self, request: Option<RequestId>, job: Job) {
+        self.shared.queues.lock().other.push_back((request, job));
+        self.shared.other.notify_one();
+    }
+
+    /// A reader came for what a request brings: its jobs that wait are urgent now.
+    pub(super) fn hurry(&self, request: RequestId) {
+        let mut queues = self.shared.queues.lock();
+        let before = queues.urgent.len();
+        for (of, job) in std::mem::take(&mut queues.other) {
+            if of == Some(request) {
+                queues.urgent.push_back(job);
+            } else {
+                queues.other.push_back((of, job));
+            }
+        }
+        let (found, help) = (queues.urgent.len() > before, queues.needs_help());
+        drop(queues);
+        if found {
+            self.shared.urgent.notify_all();
+        }
+        if help {
+            self.shared.other.notify_all();
         }
     }
 }
@@ -138,7 +160,7 @@ fn work(shared: &Shared, decoders: &mut Decoders, ahead: bool) {
                 queues.idle_urgent += 1;
                 shared.urgent.wait(&mut queues);
                 queues.idle_urgent -= 1;
-            } else if let Some(job) = queues.other.pop_front() {
+            } else if let Some((_, job)) = queues.other.pop_front() {
                 break job;
             } else {
                 shared.other.wait(&mut queues);
@@ -185,7 +207,10 @@ mod tests {
         let mut ends = Vec::new();
         let mut submit = |urgent| {
             let (job, end) = held(&begun);
-            pool.submit(urgent, job);
+            match urgent {
+                true => pool.submit_urgent(job),
+                false => pool.submit(None, job),
+            }
             ends.push(end);
         };
         submit(false);
@@ -207,7 +232,7 @@ mod tests {
         let mut ends = Vec::new();
         for _ in 0..3 {
             let (job, end) = held(&begun);
-            pool.submit(true, job);
+            pool.submit_urgent(job);
             ends.push(end);
         }
         let mut all: Vec<_> = (0..3)
@@ -215,5 +240,29 @@ mod tests {
             .collect();
         all.sort();
         assert_eq!(all, ["decode-0", "decode-1", "urgent-0"]);
+    }
+
+    #[test]
+    fn what_a_reader_comes_for_is_taken_from_among_the_others() {
+        // One that works ahead and one for readers.
+        let pool = Pool::start(1).unwrap();
+        let (begun, names) = mpsc::channel();
+        let next = || names.recv_timeout(PATIENCE).unwrap();
+        let mut ends = Vec::new();
+        for request in [1, 2, 3, 2] {
+            let (job, end) = held(&begun);
+            pool.submit(Some(request), job);
+            ends.push(end);
+        }
+        assert_eq!(next(), "decode-0");
+        pool.hurry(2);
+        assert_eq!(next(), "urgent-0");
+        // The other of the same request follows it, before what came earlier.
+        drop(ends.remove(1));
+        assert_eq!(next(), "urgent-0");
+        assert!(names.try_recv().is_err(), "nobody waits for the rest");
+        pool.hurry(7);
+        drop(ends);
+        assert_eq!(next(), "decode-0");
     }
 }

@@ -124,11 +124,20 @@ impl Group {
     }
 }
 
+/// What a request is told while it is under way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Orders {
+    /// Its body is not to be read.
+    pub(super) hold: bool,
+    /// A reader waits for something in it.
+    pub(super) hurry: bool,
+}
+
 /// Carries out a request and tells `events` what became of each of its chunks and of itself.
 pub(super) async fn run(
     request: Request<dyn Origin>,
     shared: Arc<Shared>,
-    mut hold: watch::Receiver<bool>,
+    mut orders: watch::Receiver<Orders>,
     events: UnboundedSender<Event>,
 ) {
     let id = request.id;
@@ -144,7 +153,7 @@ pub(super) async fn run(
     for (chunk, why) in lost {
         report.tell(chunk, Err(ChunkFailure::Store(why)));
     }
-    let result = read(&request, &shared, &mut hold, &events, &mut groups).await;
+    let result = read(&request, &shared, &mut orders, &events, &mut groups).await;
     let missing = groups
         .iter()
         .flat_map(|group| group.chunks.iter().map(|chunk| chunk.id))
@@ -227,7 +236,7 @@ const SLOWEST: u64 = 16 << 10;
 async fn read(
     request: &Request<dyn Origin>,
     shared: &Arc<Shared>,
-    hold: &mut watch::Receiver<bool>,
+    orders: &mut watch::Receiver<Orders>,
     events: &UnboundedSender<Event>,
     groups: &mut VecDeque<Group>,
 ) -> Result<(), Refusal> {
@@ -239,22 +248,32 @@ async fn read(
         position: request.range.start,
         rest: Bytes::new(),
     };
-    let budget = match request.lane {
-        Lane::Demand => &shared.demand_budget,
-        _ => &shared.ahead_budget,
-    };
+    let mut urgent = request.lane == Lane::Demand;
     let mut batch = Batch::new(request, &shared.pool, events, &shared.metrics);
     while let Some(group) = groups.front() {
         // Only where no permit is held: a body that stands still must not keep others from moving.
-        if *hold.borrow() {
+        if orders.borrow().hold {
             batch.send();
-            let _ = hold.wait_for(|hold| !*hold).await;
+            let _ = orders.wait_for(|orders| !orders.hold).await;
         }
-        let permit = match budget.try_take(&request.host, group.cost()) {
-            Some(permit) => Some(permit),
-            None => {
-                batch.send();
-                budget.take(&request.host, group.cost()).await
+        let permit = loop {
+            if urgent || orders.borrow().hurry {
+                urgent = true;
+                batch.hurry();
+            }
+            let budget = match urgent {
+                true => &shared.demand_budget,
+                false => &shared.ahead_budget,
+            };
+            if let Some(permit) = budget.try_take(&request.host, group.cost()) {
+                break Some(permit);
+            }
+            batch.send();
+            let room = budget.take(&request.host, group.cost());
+            tokio::select! {
+                permit = room => break permit,
+                // A reader does not wait behind what is read ahead: it has room of its own.
+                Ok(_) = orders.wait_for(|orders| orders.hurry), if !urgent => {}
             }
         };
         let bytes = group.span.end.saturating_sub(stream.position);
@@ -278,6 +297,10 @@ async fn read(
             ),
             retry: Some(Duration::ZERO),
         })??;
+        if orders.borrow().hurry {
+            // A reader came meanwhile, perhaps for this one.
+            batch.hurry();
+        }
         if let Some(group) = groups.pop_front() {
             batch.add(group.span.start, span, group.chunks, permit);
         }

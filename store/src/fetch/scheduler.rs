@@ -152,6 +152,8 @@ pub(super) enum Action<B: ?Sized> {
     Mark { blob: Arc<B>, chunk: u32 },
     /// Stop reading the body of a request, or go on.
     Hold { request: RequestId, hold: bool },
+    /// A reader waits for something that a request brings, which was asked for ahead of need.
+    Hurry { request: RequestId },
     /// A demand is met, or cannot be.
     Reply {
         demand: DemandId,

@@ -218,6 +218,8 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             {
                 running.demanded += 1;
                 want.urgent_in = other;
+                self.actions
+                    .extend(other.map(|request| Action::Hurry { request }));
             }
             return;
         }

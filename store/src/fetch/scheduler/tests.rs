@@ -105,6 +105,7 @@ struct Bench {
     /// What of it is not to wait behind what is decoded ahead.
     urgent: Vec<(LayerKey, u32)>,
     held: Vec<RequestId>,
+    hurried: Vec<RequestId>,
     replies: Vec<(DemandId, Result<(), Given>)>,
     finished: Vec<(PlanId, u32)>,
     brought: Vec<(u32, Lane, bool)>,
@@ -147,6 +148,7 @@ impl Bench {
             local: Vec::new(),
             urgent: Vec::new(),
             held: Vec::new(),
+            hurried: Vec::new(),
             replies: Vec::new(),
             finished: Vec::new(),
             brought: Vec::new(),
@@ -184,6 +186,7 @@ impl Bench {
                     }
                 }
                 Action::Mark { chunk, .. } => self.mark = Some(chunk),
+                Action::Hurry { request } => self.hurried.push(request),
                 Action::Hold { request, hold } => {
                     self.held.retain(|id| *id != request);
                     if hold {

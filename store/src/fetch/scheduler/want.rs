@@ -176,9 +176,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let Some(want) = self.layers[layer].wants.get_mut(&chunk) else {
             return;
         };
-        let last = want.requests.last().copied();
-        let Some((id, running)) = last.and_then(|id| Some((id, self.running.get_mut(&id)?))) else {
-            // Its bytes are here and being decoded.
+        let Some(id) = want.requests.last().copied() else {
+            return;
+        };
+        let Some(running) = self.running.get_mut(&id) else {
+            // Its bytes are here and being decoded, or wait for it.
+            self.actions.push(Action::Hurry { request: id });
             return;
         };
         if want.span.start.saturating_sub(running.position) > OVERTAKE_BYTES {
@@ -186,6 +189,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         } else {
             running.demanded += 1;
             want.urgent_in = Some(id);
+            self.actions.push(Action::Hurry { request: id });
         }
     }
 

@@ -337,3 +337,31 @@ async fn a_registry_that_keeps_its_answers_leaves_memory_to_the_readers_of_other
     layer.assert_holds([0]);
     assert_eq!(silent.requests(), 1, "it waited until the other had failed");
 }
+
+#[tokio::test]
+async fn a_reader_does_not_wait_for_the_memory_of_what_is_read_ahead() {
+    let store = Store::with(&config::Fetch {
+        nearby_bytes: 0,
+        max_request_bytes: 1,
+        max_bytes_in_flight: 256 << 10,
+        ..config::Fetch::default()
+    });
+    // The first takes all the room for what is read ahead, and is not answered.
+    let layer = Memory::new(LayerFormat::ZstdChunked, &[150_000, 150_000, 300]);
+    layer.answer([Answer::Stall]);
+    let steps = [0, 1, 2].map(|chunk| (wanted(&layer), chunk)).to_vec();
+    let plan = store
+        .fetcher
+        .predict_of("plan".to_owned(), steps, Duration::ZERO);
+    tokio::pin!(plan);
+    while layer.requests() == 0 {
+        assert!(futures_util::poll!(plan.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    // The last is asked for, and waits for room.
+    store.demand(&layer, 2..3).await.unwrap();
+    layer.assert_holds([2]);
+    assert_eq!(layer.requests(), 2, "the first two had failed before");
+    assert!(futures_util::poll!(plan.as_mut()).is_pending());
+    assert_eq!(store.chunks(Lane::Predicted), 1);
+}

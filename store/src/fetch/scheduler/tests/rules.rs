@@ -775,3 +775,27 @@ fn what_the_background_asks_for_again_keeps_its_rate_and_its_place_behind_plans(
     bench.wait_for_deadline();
     assert_eq!(bench.news()[0].0, Background);
 }
+
+#[test]
+fn what_was_asked_for_ahead_hurries_when_a_reader_comes_for_it() {
+    let mut bench = Bench::one(40);
+    bench.predict(1, "plan", [1, 20]);
+    assert_eq!(bench.news().len(), 2);
+    assert!(bench.hurried.is_empty());
+    bench.demand(1, 20..21);
+    assert_eq!(bench.hurried, [bench.requests[1].id]);
+    // Also when all of its bytes are here and only wait to be decoded.
+    let first = bench.requests[0].id;
+    let request = bench.requests.remove(0);
+    bench.apply([Event::Ended {
+        request: first,
+        result: Ok(()),
+        missing: Vec::new(),
+    }]);
+    bench.demand(2, 1..2);
+    assert_eq!(bench.hurried[1..], [first]);
+    assert_eq!(bench.news(), []);
+    bench.requests.insert(0, request);
+    bench.arrive(0, Ok(()));
+    assert_eq!(bench.replies, [(2, Ok(()))]);
+}

@@ -210,7 +210,7 @@ impl Start<'_> {
                     self.outcome.errors += u32::from(result.is_err());
                 }
                 Action::Finished { .. } => self.outcome.finished = true,
-                Action::Brought { .. } => {}
+                Action::Brought { .. } | Action::Hurry { .. } => {}
                 Action::Prove { .. } | Action::Zeros { .. } => unreachable!(),
             }
         }
