@@ -127,6 +127,7 @@ fn by_hand(lab: &Lab) -> Result<()> {
     let (here, all) = chunks(&store)?;
     ensure!(here == all && all > 0, "{here} of {all} chunks are here");
 
+    pass_on(&store, &reference, &file)?;
     process::run(&mut store.command(&["profile", "delete", &file]))?;
     ensure!(!Path::new(&file).exists(), "{file} is still there");
     let without = process::output(&mut store.command(&["prefetch", &reference]))?;
@@ -135,6 +136,55 @@ fn by_hand(lab: &Lab) -> Result<()> {
         "without a profile prefetch said {without:?}"
     );
     store.stop()
+}
+
+/// `profile show --html`, `pin`, `export`, `import` and `diff`: a profile goes to another node and is the same there.
+fn pass_on(store: &Store<'_>, reference: &str, file: &str) -> Result<()> {
+    let profile = |arguments: &[&str]| {
+        let arguments: Vec<&str> = std::iter::once("profile")
+            .chain(arguments.iter().copied())
+            .collect();
+        process::run(&mut store.command(&arguments))
+    };
+    let place = |name: &str| store.state_dir().with_file_name(name).display().to_string();
+    let (page, bundle) = (place("start.html"), place("bundle.json"));
+    profile(&["show", "--html", "-o", &page, reference])?;
+    let drawn = fs::read_to_string(&page)?;
+    ensure!(
+        drawn.contains("<svg") && drawn.contains(reference),
+        "{page} shows no start of {reference}"
+    );
+
+    let pinned = || -> Result<Vec<bool>> {
+        let shown = profile(&["show", "--json", reference])?;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        let runs = shown["runs"].as_array().context("no runs")?;
+        Ok(runs
+            .iter()
+            .map(|run| run["pinned"].as_bool().unwrap_or(false))
+            .collect())
+    };
+    let before = pinned()?;
+    ensure!(!before.is_empty() && !before.contains(&true), "{before:?}");
+    profile(&["pin", reference])?;
+    ensure!(!pinned()?.contains(&false), "the pin is not kept");
+
+    profile(&["export", "-o", &bundle, reference])?;
+    profile(&["delete", file])?;
+    ensure!(store.profiles()?.is_empty(), "{file} is still there");
+    profile(&["import", &bundle])?;
+    ensure!(Path::new(file).is_file(), "{file} was not taken in");
+    let differs = profile(&["diff", "--json", &bundle, reference])?;
+    let differs: serde_json::Value = serde_json::from_str(&differs)?;
+    let pages = &differs["pages"];
+    ensure!(
+        pages["only_a"] == 0 && pages["only_b"] == 0 && pages["common"].as_u64() > Some(100),
+        "after a journey: {pages}"
+    );
+    profile(&["unpin", reference])?;
+    ensure!(!pinned()?.contains(&true), "the pin is still there");
+    // It is used again, as it was before.
+    process::run(&mut store.command(&["prefetch", reference])).map(drop)
 }
 
 /// With nothing read, the complete image comes by itself, verified, and is served without the registry.
