@@ -5,13 +5,13 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use super::{
     decode::{DecodeError, Decoders},
     origin::Origin,
     pool::{Job, Pool},
-    request::Permit,
+    request::{Orders, Permit},
     scheduler::{Arrival, ChunkFailure, Event, LayerKey, Request, RequestId},
 };
 use crate::{
@@ -43,9 +43,9 @@ pub(super) struct Batch<'a> {
     metrics: &'a Arc<Metrics>,
     pieces: Vec<Piece>,
     decoded: u64,
-    permit: Option<Permit>,
-    /// A reader waits for what comes.
-    urgent: bool,
+    permits: Vec<Permit>,
+    /// Tells whether a reader waits for something in it.
+    orders: watch::Receiver<Orders>,
 }
 
 impl<'a> Batch<'a> {
@@ -54,6 +54,7 @@ impl<'a> Batch<'a> {
         pool: &'a Pool,
         events: &'a UnboundedSender<Event>,
         metrics: &'a Arc<Metrics>,
+        orders: watch::Receiver<Orders>,
     ) -> Self {
         Self {
             request,
@@ -62,21 +63,18 @@ impl<'a> Batch<'a> {
             metrics,
             pieces: Vec::new(),
             decoded: 0,
-            permit: None,
-            urgent: request.lane == Lane::Demand,
+            permits: Vec::new(),
+            orders,
         }
     }
 
-    /// A reader waits for what comes from now on, and perhaps for what has come.
-    pub(super) fn hurry(&mut self) {
-        if !self.urgent {
-            self.urgent = true;
-            self.send();
-        }
+    /// Whether a reader waits for something that the request brings.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.request.lane == Lane::Demand || self.orders.borrow().hurry
     }
 
-    /// Takes in the bytes from `base` on, and the permit for what they need of memory. What a reader waits for goes on
-    /// at once.
+    /// Takes in the bytes from `base` on, and the permit for what they need of memory. What was asked for because
+    /// a reader waits goes on at once.
     pub(super) fn add(
         &mut self,
         base: u64,
@@ -90,12 +88,8 @@ impl<'a> Batch<'a> {
             bytes,
             chunks,
         });
-        match (&mut self.permit, permit) {
-            (Some(all), Some(permit)) => all.merge(permit),
-            (all @ None, permit) => *all = permit,
-            (Some(_), None) => {}
-        }
-        if self.decoded >= RUN as u64 || self.urgent {
+        self.permits.extend(permit);
+        if self.decoded >= RUN as u64 || self.request.lane == Lane::Demand {
             self.send();
         }
     }
@@ -111,13 +105,17 @@ impl<'a> Batch<'a> {
         let job = DecodeJob {
             left: left.map(|chunk| chunk.id).collect(),
             report: Report::of(self.request, self.events, self.metrics),
-            _permit: self.permit.take(),
+            _permits: std::mem::take(&mut self.permits),
         };
         let job: Job = Box::new(move |decoders| job.run(pieces, decoders));
-        if self.urgent {
+        if self.is_urgent() {
             self.pool.submit_urgent(job);
-        } else {
-            self.pool.submit(Some(self.request.id), job);
+            return;
+        }
+        self.pool.submit(Some(self.request.id), job);
+        if self.is_urgent() {
+            // A reader came between the two, and found no job to hurry.
+            self.pool.hurry(self.request.id);
         }
     }
 }
@@ -145,7 +143,7 @@ struct DecodeJob {
     /// Chunks not reported yet.
     left: VecDeque<u32>,
     report: Report,
-    _permit: Option<Permit>,
+    _permits: Vec<Permit>,
 }
 
 impl DecodeJob {

@@ -235,11 +235,13 @@ impl Executor {
                     orders.send_modify(|orders| orders.hold = hold);
                 }
             }
-            Action::Hurry { request } => {
+            Action::Hurry { request, hurry } => {
                 if let Some(orders) = self.requests.get(&request) {
-                    orders.send_modify(|orders| orders.hurry = true);
+                    orders.send_modify(|orders| orders.hurry = hurry);
                 }
-                self.shared.pool.hurry(request);
+                if hurry {
+                    self.shared.pool.hurry(request);
+                }
             }
             Action::Prove {
                 layer,

@@ -31,6 +31,12 @@ pub(super) trait Blob: Send + Sync + fmt::Debug {
     fn state(&self, chunk: u32) -> ChunkState;
     /// Hosts that have the blob, best first.
     fn hosts(&self) -> Vec<String>;
+    /// The n-th of them, counted round; empty if there is none.
+    fn host(&self, n: usize) -> String {
+        let hosts = self.hosts();
+        let n = n % hosts.len().max(1);
+        hosts.into_iter().nth(n).unwrap_or_default()
+    }
     /// The part of the blob around `span` that was asked for before the layer was known ([`registry::Client::ahead`]):
     /// it needs no request, but a range must not reach beyond it.
     fn early(&self, source: usize, span: &Range<u64>) -> Option<Range<u64>>;
@@ -112,6 +118,9 @@ impl Blob for LayerOrigin {
     fn hosts(&self) -> Vec<String> {
         let sources = self.layer.sources();
         sources.into_iter().map(|source| source.host).collect()
+    }
+    fn host(&self, n: usize) -> String {
+        self.layer.source_host(n)
     }
     fn early(&self, source: usize, span: &Range<u64>) -> Option<Range<u64>> {
         if !self.client.has_early(self.layer.blob()) {

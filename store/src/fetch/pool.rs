@@ -108,7 +108,9 @@ impl Pool {
     /// A reader came for what a request brings: its jobs that wait are urgent now.
     pub(super) fn hurry(&self, request: RequestId) {
         let mut queues = self.shared.queues.lock();
-        let before = queues.urgent.len();
+        if queues.other.iter().all(|(of, _)| *of != Some(request)) {
+            return;
+        }
         for (of, job) in std::mem::take(&mut queues.other) {
             if of == Some(request) {
                 queues.urgent.push_back(job);
@@ -116,11 +118,9 @@ impl Pool {
                 queues.other.push_back((of, job));
             }
         }
-        let (found, help) = (queues.urgent.len() > before, queues.needs_help());
+        let help = queues.needs_help();
         drop(queues);
-        if found {
-            self.shared.urgent.notify_all();
-        }
+        self.shared.urgent.notify_all();
         if help {
             self.shared.other.notify_all();
         }

@@ -51,19 +51,8 @@ pub(super) struct Budget {
 /// Room in memory; given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
-    all: OwnedSemaphorePermit,
-    share: OwnedSemaphorePermit,
-}
-
-impl Permit {
-    /// Makes one of two of the same budget and registry.
-    ///
-    /// # Panics
-    /// If they are not.
-    pub(super) fn merge(&mut self, other: Self) {
-        self.all.merge(other.all);
-        self.share.merge(other.share);
-    }
+    _all: OwnedSemaphorePermit,
+    _share: OwnedSemaphorePermit,
 }
 
 impl Budget {
@@ -91,7 +80,10 @@ impl Budget {
         let units = self.units_of(bytes);
         let share = self.share(host).try_acquire_many_owned(units).ok()?;
         let all = Arc::clone(&self.all).try_acquire_many_owned(units).ok()?;
-        Some(Permit { all, share })
+        Some(Permit {
+            _all: all,
+            _share: share,
+        })
     }
 
     /// Waits for room. What is larger than a whole share gets all of it.
@@ -100,7 +92,10 @@ impl Budget {
         // Nobody closes the semaphores. Who waits in the second has its share: what it waits for is other registries'.
         let share = self.share(host).acquire_many_owned(units).await.ok()?;
         let all = Arc::clone(&self.all).acquire_many_owned(units).await.ok()?;
-        Some(Permit { all, share })
+        Some(Permit {
+            _all: all,
+            _share: share,
+        })
     }
 
     fn units_of(&self, bytes: u64) -> u32 {
@@ -129,7 +124,7 @@ impl Group {
 pub(super) struct Orders {
     /// Its body is not to be read.
     pub(super) hold: bool,
-    /// A reader waits for something in it.
+    /// A reader waits for something in it, which was asked for ahead of need.
     pub(super) hurry: bool,
 }
 
@@ -248,8 +243,13 @@ async fn read(
         position: request.range.start,
         rest: Bytes::new(),
     };
-    let mut urgent = request.lane == Lane::Demand;
-    let mut batch = Batch::new(request, &shared.pool, events, &shared.metrics);
+    let mut batch = Batch::new(
+        request,
+        &shared.pool,
+        events,
+        &shared.metrics,
+        orders.clone(),
+    );
     while let Some(group) = groups.front() {
         // Only where no permit is held: a body that stands still must not keep others from moving.
         if orders.borrow().hold {
@@ -257,10 +257,7 @@ async fn read(
             let _ = orders.wait_for(|orders| !orders.hold).await;
         }
         let permit = loop {
-            if urgent || orders.borrow().hurry {
-                urgent = true;
-                batch.hurry();
-            }
+            let urgent = batch.is_urgent();
             let budget = match urgent {
                 true => &shared.demand_budget,
                 false => &shared.ahead_budget,
@@ -297,10 +294,6 @@ async fn read(
             ),
             retry: Some(Duration::ZERO),
         })??;
-        if orders.borrow().hurry {
-            // A reader came meanwhile, perhaps for this one.
-            batch.hurry();
-        }
         if let Some(group) = groups.pop_front() {
             batch.add(group.span.start, span, group.chunks, permit);
         }

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{cache::ChunkState, config, digest::Digest, metrics::Lane};
 use plans::Plan;
+use room::Places;
 pub use status::{LaneCounts, LayerStatus, PlanStatus, Snapshot};
 use want::Want;
 
@@ -152,8 +153,8 @@ pub(super) enum Action<B: ?Sized> {
     Mark { blob: Arc<B>, chunk: u32 },
     /// Stop reading the body of a request, or go on.
     Hold { request: RequestId, hold: bool },
-    /// A reader waits for something that a request brings, which was asked for ahead of need.
-    Hurry { request: RequestId },
+    /// A reader waits for something that a request brings, which was asked for ahead of need; or not any more.
+    Hurry { request: RequestId, hurry: bool },
     /// A demand is met, or cannot be.
     Reply {
         demand: DemandId,
@@ -240,8 +241,8 @@ pub(super) struct Scheduler<B: ?Sized> {
     demands: HashMap<DemandId, usize>,
     plans: Vec<Plan>,
     running: BTreeMap<RequestId, Running>,
-    /// All that have a layer.
-    hosts: BTreeSet<String>,
+    /// All that have a layer, with what is asked of them now.
+    hosts: BTreeMap<String, Places>,
     next_request: RequestId,
     /// Demanded chunks in the order they were asked for; entries may be out of date.
     demanded: VecDeque<(LayerKey, u32)>,
@@ -343,7 +344,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             demands: HashMap::new(),
             plans: Vec::new(),
             running: BTreeMap::new(),
-            hosts: BTreeSet::new(),
+            hosts: BTreeMap::new(),
             next_request: 0,
             demanded: VecDeque::new(),
             again: VecDeque::new(),
@@ -533,20 +534,27 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             .filter(|running| running.demanded > 0 && running.flowing)
             .map(|running| running.host.clone())
             .collect();
+        let (mut queued, mut next, mut served) = (Vec::new(), None, !flowing.is_empty());
         let unanswered =
             (self.running.values()).filter(|running| running.demanded > 0 && !running.flowing);
-        let oldest = unanswered.map(|running| running.asked).min();
-        let queued = oldest.is_some_and(|asked| asked + UNANSWERED <= now);
-        if let Some(asked) = oldest
-            && !queued
-            && demands
-        {
-            self.wake_at(asked + UNANSWERED);
+        for running in unanswered {
+            let until = running.asked + UNANSWERED;
+            if until <= now {
+                queued.push(running.host.clone());
+            } else {
+                served = true;
+                next = Some(next.map_or(until, |next: Duration| next.min(until)));
+            }
         }
+        if let Some(next) = next {
+            self.wake_at(next);
+        }
+        // Readers whom nobody answers hold up nobody; they themselves may wait behind what their host has taken on.
+        let readers = demands && (served || queued.is_empty());
         for (id, running) in &mut self.running {
             let hold = running.demanded == 0
                 && match running.priority {
-                    Priority::Background => demands && !queued,
+                    Priority::Background => readers && !queued.contains(&running.host),
                     Priority::Nearby => flowing.contains(&running.host),
                     Priority::Predicted | Priority::Demand => false,
                 };

@@ -114,6 +114,13 @@ impl Layer {
         self.sources.read().clone()
     }
 
+    /// Host of the n-th of them, counted round; empty if there is none. For those who ask often.
+    pub(crate) fn source_host(&self, n: usize) -> String {
+        let sources = self.sources.read();
+        let source = sources.get(n % sources.len().max(1));
+        source.map_or_else(String::new, |source| source.host.clone())
+    }
+
     /// Adds a repository behind the others, so that one that works stays the first to be asked whatever other images
     /// say; answers whether that changed anything.
     pub(super) fn add_source(&self, repository: &Repository) -> bool {

@@ -10,6 +10,16 @@ use crate::fetch::{origin::Blob, ranges::Bounds};
 const SHARE: u64 = 2;
 const SHORTEST: u64 = 64 << 10;
 
+/// Requests to a registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Places {
+    pub(super) all: usize,
+    /// Those that nobody waited for when they began.
+    pub(super) ahead: usize,
+    /// Of these, the background's.
+    pub(super) background: usize,
+}
+
 impl<B: Blob + ?Sized> Scheduler<B> {
     /// Bounds of a request. Bodies share the link: a plan's first requests are short, so that they are here before the
     /// longer ones behind them, and grow with what is on its way.
@@ -21,41 +31,54 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         if priority == Priority::Predicted {
             max_bytes = max_bytes.min((self.ahead(&host) / SHARE).max(SHORTEST));
         }
+        if priority == Priority::Background && self.limits.background_rate > 0 {
+            // Requests of half a second keep the pace even.
+            max_bytes = max_bytes.min((self.limits.background_rate / 2).max(1));
+        }
         Bounds { max_bytes, max_gap }
     }
 
     /// Whether the registry that has a layer has a place for another request.
     pub(super) fn has_place(&self, layer: LayerKey, priority: Priority) -> bool {
-        let host = self.host(layer);
-        let (all, ahead, background) = self.places(&host);
-        all < self.limits.max_requests
-            && (priority == Priority::Demand || ahead < self.limits.max_ahead_requests)
-            && (priority != Priority::Background || background < BACKGROUND_REQUESTS)
+        (self.hosts.get(&self.host(layer))).is_none_or(|places| self.is_free(*places, priority))
     }
 
-    /// Whether any registry has a place for what nobody waits for: looking for what could take it costs time.
-    pub(super) fn may_look_ahead(&self) -> bool {
-        self.hosts.iter().any(|host| {
-            let (all, ahead, _) = self.places(host);
-            all < self.limits.max_requests && ahead < self.limits.max_ahead_requests
-        })
+    fn is_free(&self, places: Places, priority: Priority) -> bool {
+        places.all < self.limits.max_requests
+            && (priority == Priority::Demand || places.ahead < self.limits.max_ahead_requests)
+            && (priority != Priority::Background || places.background < BACKGROUND_REQUESTS)
+    }
+
+    /// Whether any registry has a place: looking for what could take it costs time.
+    pub(super) fn any_place(&self, priority: Priority) -> bool {
+        let mut places = self.hosts.values();
+        places.any(|places| self.is_free(*places, priority))
     }
 
     /// Remembers which registries have a layer.
     pub(super) fn note_hosts(&mut self, layer: LayerKey) {
-        self.hosts.extend(self.layers[layer].blob.hosts());
+        let mut hosts = self.layers[layer].blob.hosts();
+        hosts.push(self.host(layer));
+        for host in hosts {
+            self.hosts.entry(host).or_default();
+        }
     }
 
-    /// Requests to a host: all, those that nobody waited for when they began, and of these the background's.
-    fn places(&self, host: &str) -> (usize, usize, usize) {
-        let there = (self.running.values()).filter(|running| running.host == host);
-        there.fold((0, 0, 0), |(all, ahead, background), running| {
-            (
-                all + 1,
-                ahead + usize::from(running.priority != Priority::Demand),
-                background + usize::from(running.priority == Priority::Background),
-            )
-        })
+    /// A request to a host begins.
+    pub(super) fn takes_place(&mut self, host: &str, priority: Priority) {
+        let places = self.hosts.entry(host.to_owned()).or_default();
+        places.all += 1;
+        places.ahead += usize::from(priority != Priority::Demand);
+        places.background += usize::from(priority == Priority::Background);
+    }
+
+    /// A request to a host is over.
+    pub(super) fn leaves_place(&mut self, host: &str, priority: Priority) {
+        if let Some(places) = self.hosts.get_mut(host) {
+            places.all -= 1;
+            places.ahead -= usize::from(priority != Priority::Demand);
+            places.background -= usize::from(priority == Priority::Background);
+        }
     }
 
     /// Whether more may be on its way ahead of need.
@@ -77,8 +100,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     pub(super) fn host(&self, layer: LayerKey) -> String {
         let state = &self.layers[layer];
-        let hosts = state.blob.hosts();
-        let source = state.source % hosts.len().max(1);
-        hosts.into_iter().nth(source).unwrap_or_default()
+        state.blob.host(state.source)
     }
 }

@@ -73,6 +73,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let Some(running) = self.running.remove(&request) else {
             return;
         };
+        self.leaves_place(&running.host, running.priority);
         if running.flowing && !running.held {
             if result.is_ok() {
                 // What is still being decoded.
@@ -202,24 +203,24 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             return;
         };
         want.requests.retain(|id| *id != request);
-        if want.urgent_in == Some(request) {
-            want.urgent_in = None;
-            if let Some(running) = self.running.get_mut(&request) {
-                running.demanded = running.demanded.saturating_sub(1);
-            }
+        if want.urgent_in.take_if(|id| *id == request).is_some() {
+            self.reader_leaves(request);
         }
+        let Some(want) = self.layers[layer].wants.get_mut(&chunk) else {
+            return;
+        };
         if !want.requests.is_empty() || want.status != Status::Requested {
             // Another request carries it, or will. If a reader overtook that one, it waits for it again from now on.
-            let other = want.requests.last().copied();
             if want.status == Status::Requested
                 && want.priority == Priority::Demand
                 && want.urgent_in.is_none()
-                && let Some(running) = other.and_then(|id| self.running.get_mut(&id))
+                && let Some(other) = want.requests.last().copied()
             {
-                running.demanded += 1;
-                want.urgent_in = other;
-                self.actions
-                    .extend(other.map(|request| Action::Hurry { request }));
+                if let Some(running) = self.running.get_mut(&other) {
+                    running.demanded += 1;
+                    want.urgent_in = Some(other);
+                }
+                self.hurry(other);
             }
             return;
         }

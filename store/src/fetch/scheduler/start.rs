@@ -37,12 +37,14 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         }
         self.finish_plans(now);
         while self.start_demand(now)
-            || self.may_look_ahead()
-                && (self.start_again(now)
+            || self.any_place(Priority::Predicted)
+                && (self.start_again(now, Priority::Predicted)
                     || self.start_predicted(now)
-                    || self.start_nearby(now)
-                    || self.start_background(now))
-        {}
+                    || self.start_nearby(now))
+            || self.any_place(Priority::Background)
+                && (self.start_again(now, Priority::Background) || self.start_background(now))
+        {
+        }
         self.finish_plans(now);
     }
 
@@ -51,10 +53,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let mut passed = Vec::new();
         let mut n = 0;
         while let Some((layer, chunk)) = self.demanded.get(n).copied() {
-            if !self.is_ready(layer, chunk, Priority::Demand) {
-                self.demanded.remove(n);
-            } else if passed.contains(&layer) {
+            if passed.contains(&layer) {
                 n += 1;
+            } else if !self.is_ready(layer, chunk, Priority::Demand) {
+                self.demanded.remove(n);
             } else if !self.has_place(layer, Priority::Demand) {
                 passed.push(layer);
                 n += 1;
@@ -67,28 +69,28 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         false
     }
 
-    fn start_again(&mut self, now: Duration) -> bool {
+    /// Asks again for what a plan, or the background, could not have at first.
+    fn start_again(&mut self, now: Duration, priority: Priority) -> bool {
+        if priority == Priority::Background {
+            let rest = self.background.not_before.max(self.background.after_plan);
+            if rest > now && !self.again.is_empty() {
+                self.wake_at(rest);
+            }
+            if rest > now || !self.may_follow(now) {
+                return false;
+            }
+        }
         let mut again = std::mem::take(&mut self.again);
         again.retain(|(layer, chunk)| {
             self.is_ready(*layer, *chunk, Priority::Predicted)
                 || self.is_ready(*layer, *chunk, Priority::Background)
         });
-        let rest = self.background.not_before.max(self.background.after_plan);
-        let quiet = self.demands.is_empty()
-            && !self.background.paused
-            && !self.follows_a_plan(now)
-            && rest <= now;
-        if rest > now && !again.is_empty() {
-            self.wake_at(rest);
-        }
         let mut passed = Vec::new();
         let next = again.iter().position(|(layer, chunk)| {
-            if passed.contains(layer)
-                || !(quiet || self.is_ready(*layer, *chunk, Priority::Predicted))
-            {
+            if passed.contains(layer) || !self.is_ready(*layer, *chunk, priority) {
                 return false;
             }
-            let may = self.has_place(*layer, Priority::Predicted) && self.may_ask(*layer, now);
+            let may = self.has_place(*layer, priority) && self.may_ask(*layer, now);
             if !may {
                 passed.push(*layer);
             }
@@ -99,17 +101,18 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let Some((layer, chunk)) = next else {
             return false;
         };
-        let predicted = self.is_ready(layer, chunk, Priority::Predicted);
-        let priority = if predicted {
-            Priority::Predicted
-        } else {
-            Priority::Background
-        };
         self.request_around(now, layer, chunk, priority);
-        if !predicted && let Some((_, running)) = self.running.last_key_value() {
+        if priority == Priority::Background
+            && let Some((_, running)) = self.running.last_key_value()
+        {
             self.spend(now, running.bytes);
         }
         true
+    }
+
+    /// Whether the background may ask for anything: nobody waits, and no plan is being followed.
+    fn may_follow(&self, now: Duration) -> bool {
+        !self.background.paused && self.demands.is_empty() && !self.follows_a_plan(now)
     }
 
     fn start_predicted(&mut self, now: Duration) -> bool {
@@ -125,12 +128,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 let Some((layer, chunk)) = steps.find(ready).copied() else {
                     break;
                 };
-                if !self.has_place(layer, Priority::Predicted) || !self.may_ask(layer, now) {
+                if !self.has_place(layer, Priority::Predicted)
+                    || !self.may_ask(layer, now)
+                    || !self.has_room(layer)
+                {
                     passed.push(layer);
                     continue;
-                }
-                if !self.has_room(layer) {
-                    break;
                 }
                 self.request_around(now, layer, chunk, Priority::Predicted);
                 // The plans take turns: containers that start together share the link.
@@ -142,7 +145,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     }
 
     fn start_background(&mut self, now: Duration) -> bool {
-        if self.background.paused || !self.demands.is_empty() || self.follows_a_plan(now) {
+        if !self.may_follow(now) {
             return false;
         }
         if self.background.before_plan <= now {
@@ -191,13 +194,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             return false;
         }
         let count = self.layers[layer].blob.chunk_count();
-        let mut bounds = self.bounds(layer, Priority::Background);
-        if self.limits.background_rate > 0 {
-            // Requests of half a second keep the pace even.
-            bounds.max_bytes = bounds
-                .max_bytes
-                .min((self.limits.background_rate / 2).max(1));
-        }
+        let bounds = self.bounds(layer, Priority::Background);
         let mut growing: Option<(Growing, u32)> = None;
         let mut looked_at = 0;
         while next < count && looked_at < BACKGROUND_SCAN {
@@ -343,9 +340,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             state.queued.remove(&place);
             chunks.push((chunk, want.first.lane()));
         }
-        let hosts = state.blob.hosts();
-        let source = state.source % hosts.len().max(1);
-        let host = hosts.into_iter().nth(source).unwrap_or_default();
+        let source = state.source % state.blob.hosts().len().max(1);
+        let host = state.blob.host(source);
+        self.takes_place(&host, priority);
+        let state = &self.layers[layer];
         self.running.insert(
             id,
             Running {
@@ -382,14 +380,10 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// Whether the host that has a layer may be asked ahead of need.
     pub(super) fn may_ask(&mut self, layer: LayerKey, now: Duration) -> bool {
-        let state = &self.layers[layer];
-        let hosts = state.blob.hosts();
-        let Some(host) = hosts.get(state.source % hosts.len().max(1)) else {
-            return true;
-        };
-        match self.breakers.leave(host, now) {
+        let host = self.host(layer);
+        match self.breakers.leave(&host, now) {
             Leave::Free => true,
-            Leave::Probe => !self.running.values().any(|running| running.host == *host),
+            Leave::Probe => self.hosts.get(&host).is_none_or(|places| places.all == 0),
             Leave::Closed(until) => {
                 self.wake_at(until);
                 false

@@ -2,6 +2,7 @@
 
 mod model;
 mod nearby;
+mod registries;
 mod rules;
 mod simulation;
 
@@ -186,7 +187,14 @@ impl Bench {
                     }
                 }
                 Action::Mark { chunk, .. } => self.mark = Some(chunk),
-                Action::Hurry { request } => self.hurried.push(request),
+                Action::Hurry {
+                    request,
+                    hurry: true,
+                } => self.hurried.push(request),
+                Action::Hurry {
+                    request,
+                    hurry: false,
+                } => self.hurried.retain(|id| *id != request),
                 Action::Hold { request, hold } => {
                     self.held.retain(|id| *id != request);
                     if hold {

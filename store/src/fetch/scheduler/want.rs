@@ -181,7 +181,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         };
         let Some(running) = self.running.get_mut(&id) else {
             // Its bytes are here and being decoded, or wait for it.
-            self.actions.push(Action::Hurry { request: id });
+            self.hurry(id);
             return;
         };
         if want.span.start.saturating_sub(running.position) > OVERTAKE_BYTES {
@@ -189,7 +189,19 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         } else {
             running.demanded += 1;
             want.urgent_in = Some(id);
-            self.actions.push(Action::Hurry { request: id });
+            self.hurry(id);
+        }
+    }
+
+    /// A reader waits for something that a request brings or has brought.
+    pub(super) fn hurry(&mut self, request: RequestId) {
+        let hurries = |action: &Action<B>| matches!(action, Action::Hurry { request: of, hurry: true } if *of == request);
+        // One is enough for all chunks of a READ.
+        if !self.actions.iter().any(hurries) {
+            self.actions.push(Action::Hurry {
+                request,
+                hurry: true,
+            });
         }
     }
 
@@ -198,9 +210,23 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         let state = &mut self.layers[layer];
         let want = state.wants.remove(&chunk)?;
         state.queued.remove(&(want.span.start, chunk));
-        if let Some(running) = want.urgent_in.and_then(|id| self.running.get_mut(&id)) {
-            running.demanded = running.demanded.saturating_sub(1);
+        if let Some(request) = want.urgent_in {
+            self.reader_leaves(request);
         }
         Some(want)
+    }
+
+    /// A chunk of a request that a reader waited for has come, or will not.
+    pub(super) fn reader_leaves(&mut self, request: RequestId) {
+        let Some(running) = self.running.get_mut(&request) else {
+            return;
+        };
+        running.demanded = running.demanded.saturating_sub(1);
+        if running.demanded == 0 && running.priority != Priority::Demand {
+            self.actions.push(Action::Hurry {
+                request,
+                hurry: false,
+            });
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! Windows behind misses: what lies nearby.
 
 use super::*;
-use Lane::{Demand, Nearby, Predicted};
+use Lane::{Demand, Nearby};
 
 /// Limits with windows of up to 64 chunks.
-fn nearby() -> Limits {
+pub(super) fn nearby() -> Limits {
     Limits {
         nearby_bytes: 64 * 1100,
         ..limits()
@@ -200,76 +200,4 @@ fn what_was_held_when_its_answer_began_does_not_count_as_flowing_for_ever() {
     assert_eq!(flowing(&bench), 1, "it goes on");
     bench.complete(0);
     assert_eq!(flowing(&bench), 0);
-}
-
-/// A plan for the first of two layers, whose registry fails until it is left alone.
-fn with_a_broken_registry(limits: Limits) -> Bench {
-    let mut bench = two_registries(limits);
-    bench.predict(1, "broken", 0..500);
-    for _ in 0..3 {
-        bench.end(0, Err(busy("broken")));
-    }
-    bench.news();
-    bench
-}
-
-/// Two layers, each with a registry of its own.
-pub(super) fn two_registries(limits: Limits) -> Bench {
-    let blobs = vec![Fake::new("a", 1000), Fake::new("b", 1000)];
-    *blobs[1].hosts.lock() = vec!["two".to_owned()];
-    Bench::new(limits, blobs)
-}
-
-pub(super) fn demand_of(layer: LayerKey, chunk: u32) -> Event {
-    Event::Demand {
-        id: DemandId::from(chunk),
-        layer,
-        chunks: chunk..chunk + 1,
-    }
-}
-
-#[test]
-fn a_plan_whose_registry_fails_keeps_nothing_from_the_others() {
-    let mut bench = with_a_broken_registry(nearby());
-    bench.apply([demand_of(1, 0)]);
-    assert_eq!(bench.news(), [(Demand, vec![0]), (Nearby, vec![1])]);
-
-    // A plan that needs both goes on with the one that works.
-    let mut bench = with_a_broken_registry(limits());
-    bench.apply([Event::Predict {
-        id: 2,
-        name: "both".to_owned(),
-        steps: vec![(0, 700), (1, 7)],
-        lasts: Duration::ZERO,
-    }]);
-    assert_eq!(bench.news(), [(Predicted, vec![7])]);
-}
-
-#[test]
-fn windows_of_one_registry_take_nothing_from_those_of_another() {
-    // A window of one chunk is the largest here.
-    let limits = Limits {
-        nearby_bytes: 1000,
-        ..limits()
-    };
-    let mut bench = two_registries(limits);
-    bench.apply([demand_of(0, 0)]);
-    assert_eq!(bench.news(), [(Demand, vec![0]), (Nearby, vec![1])]);
-    bench.apply([demand_of(0, 500)]);
-    assert_eq!(bench.news(), [(Demand, vec![500])], "one window at a time");
-    bench.apply([demand_of(1, 7)]);
-    assert_eq!(bench.news(), [(Demand, vec![7]), (Nearby, vec![8])]);
-}
-
-#[test]
-fn a_reader_of_one_registry_holds_nothing_nearby_of_another() {
-    let mut bench = two_registries(nearby());
-    bench.apply([demand_of(0, 0), demand_of(1, 500)]);
-    let near_of_first: Vec<_> = (bench.requests.iter())
-        .filter(|request| request.lane == Nearby && request.layer == 0)
-        .map(|request| request.id)
-        .collect();
-    let first = bench.requests[0].id;
-    bench.apply([Event::Flowing { request: first }]);
-    assert_eq!(bench.held, near_of_first);
 }

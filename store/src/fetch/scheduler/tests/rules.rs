@@ -157,19 +157,27 @@ fn a_demand_for_what_a_plan_has_not_come_to_is_late_too() {
     );
 }
 
-#[test]
-fn a_demand_waits_for_what_is_near_in_its_stream_and_overtakes_what_is_far() {
-    let mut blob = Fake::new("layer", 4);
+/// Two chunks at its start, two three megabytes on, and a long one.
+fn far_apart() -> Fake {
+    let mut blob = Fake::new("layer", 5);
     blob.spans = vec![0..100, 100..200, 3_000_000..3_000_100, 3_000_100..3_000_200];
     // Requests are as long as what is on its way allows, gaps as long as the link makes cheap.
     blob.spans.push(20_000_000..28_000_000);
-    blob.states.lock().push(ChunkState::Missing);
-    let limits = Limits {
+    blob
+}
+
+/// So long that a request can hold the first four.
+fn long_limits() -> Limits {
+    Limits {
         max_request_bytes: 4_000_000,
         max_gap_bytes: 4_000_000,
         ..limits()
-    };
-    let mut bench = Bench::new(limits, vec![blob]);
+    }
+}
+
+#[test]
+fn a_demand_waits_for_what_is_near_in_its_stream_and_overtakes_what_is_far() {
+    let mut bench = Bench::new(long_limits(), vec![far_apart()]);
     bench.long_fat_link();
     bench.predict(1, "plan", [4, 0, 1, 2, 3]);
     assert_eq!(
@@ -180,6 +188,8 @@ fn a_demand_waits_for_what_is_near_in_its_stream_and_overtakes_what_is_far() {
     assert_eq!(bench.news(), []);
     bench.demand(2, 3..4);
     assert_eq!(bench.news(), [(Demand, vec![3])]);
+    let overtaken = bench.requests[1].id;
+    assert_eq!(bench.hurried, [overtaken], "for the near one");
     // The demand's own request comes first, then what is left of the other: each is reported once.
     bench.complete(2);
     assert_eq!(bench.replies, [(2, Ok(()))]);
@@ -274,20 +284,6 @@ fn a_few_misses_beside_a_long_plan_leave_the_background_waiting() {
         begun(&mut bench),
         "another start than the one that was planned for"
     );
-}
-
-#[test]
-fn a_reader_that_gets_no_answer_lets_the_background_go_on() {
-    // The host may work at no more requests at once than stand still.
-    let mut bench = Bench::one(40);
-    bench.background();
-    bench.demand(1, 39..40);
-    assert_eq!(bench.held, [0, 1, 2, 3]);
-    bench.wait_for_deadline();
-    assert!(bench.held.is_empty());
-    let request = bench.requests[4].id;
-    bench.apply([Event::Flowing { request }]);
-    assert_eq!(bench.held, [0, 1, 2, 3]);
 }
 
 #[test]
@@ -663,52 +659,6 @@ fn a_refusal_counts_although_the_request_was_held_before_it() {
 }
 
 #[test]
-fn a_registry_that_answers_nothing_takes_nobody_elses_places() {
-    let mut bench = nearby::two_registries(limits());
-    // More readers than one registry has places, and none of them hears anything.
-    for chunk in 0..8 {
-        bench.demand(DemandId::from(chunk), chunk * 10..chunk * 10 + 1);
-    }
-    assert_eq!(bench.news().len(), 6);
-    bench.apply([nearby::demand_of(1, 5)]);
-    assert_eq!(bench.news(), [(Demand, vec![5])]);
-    // The same ahead of need.
-    let mut bench = nearby::two_registries(limits());
-    bench.predict(1, "silent", (0..100).map(|chunk| chunk * 10));
-    assert_eq!(bench.news().len(), 4);
-    let steps = vec![(0, 5), (1, 5), (1, 15)];
-    bench.apply([Event::Predict {
-        id: 2,
-        name: "both".to_owned(),
-        steps,
-        lasts: Duration::ZERO,
-    }]);
-    assert_eq!(bench.news(), [(Predicted, vec![5]), (Predicted, vec![15])]);
-    // Whose place becomes free takes the next.
-    bench.complete(0);
-    assert_eq!(bench.news().len(), 1);
-}
-
-#[test]
-fn the_background_of_a_silent_registry_leaves_the_others_theirs() {
-    let many = Limits {
-        max_requests: 32,
-        max_ahead_requests: 24,
-        ..limits()
-    };
-    let mut bench = nearby::two_registries(many);
-    for layer in 0..2 {
-        bench.apply([Event::Background { layer }]);
-    }
-    bench.wait(super::super::start::BEFORE_PLAN);
-    let of = |bench: &Bench, layer| {
-        let requests = bench.requests.iter();
-        requests.filter(|request| request.layer == layer).count()
-    };
-    assert_eq!((of(&bench, 0), of(&bench, 1)), (8, 8));
-}
-
-#[test]
 fn what_a_reader_waits_for_is_not_hashed_behind_what_is_decoded_ahead() {
     let mut bench = Bench::one(10);
     bench.blobs[0].set(1, ChunkState::Unproven);
@@ -753,7 +703,7 @@ fn what_the_background_asks_for_again_keeps_its_rate_and_its_place_behind_plans(
     bench.wait(Duration::from_millis(1500));
     assert_eq!(bench.news(), []);
 
-    let mut bench = nearby::two_registries(super::limits());
+    let mut bench = registries::two(super::limits());
     bench.apply([Event::Pause(true)]);
     bench.background();
     bench.apply([Event::Pause(false)]);
@@ -798,4 +748,40 @@ fn what_was_asked_for_ahead_hurries_when_a_reader_comes_for_it() {
     bench.requests.insert(0, request);
     bench.arrive(0, Ok(()));
     assert_eq!(bench.replies, [(2, Ok(()))]);
+}
+
+#[test]
+fn nothing_hurries_longer_than_a_reader_waits_for_it() {
+    let mut bench = Bench::one(40);
+    bench.predict(1, "plan", [1, 2, 3, 4]);
+    assert_eq!(bench.news(), [(Predicted, vec![1, 2, 3, 4])]);
+    let request = bench.requests[0].id;
+    bench.demand(1, 1..2);
+    bench.demand(2, 2..3);
+    bench.demand(3, 2..3);
+    assert_eq!(bench.hurried, [request; 2], "each reader comes once");
+    bench.arrive(0, Ok(()));
+    assert!(!bench.hurried.is_empty(), "the second still waits");
+    bench.arrive(0, Ok(()));
+    assert!(bench.hurried.is_empty());
+    // Who comes later is a reader like the first.
+    bench.demand(4, 4..5);
+    assert_eq!(bench.hurried, [request]);
+}
+
+#[test]
+fn what_a_reader_overtook_hurries_when_overtaking_fails() {
+    let mut bench = Bench::new(long_limits(), vec![far_apart()]);
+    bench.long_fat_link();
+    bench.predict(1, "plan", [4, 0, 1, 2, 3]);
+    bench.news();
+    bench.demand(1, 3..4);
+    assert_eq!(bench.news(), [(Demand, vec![3])]);
+    assert!(bench.hurried.is_empty());
+    bench.end(2, Err(busy("503")));
+    assert_eq!(bench.hurried, [bench.requests[1].id]);
+    // A wrong bit in it: nobody waits for the rest.
+    bench.requests[1].chunks.reverse();
+    bench.arrive(1, Err(ChunkFailure::Wrong("a bit".to_owned())));
+    assert!(bench.hurried.is_empty());
 }
