@@ -17,7 +17,8 @@ mod transport;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::{TryStreamExt as _, stream::FuturesOrdered};
 
 use self::{
     ahead::Shelf,
@@ -32,6 +33,7 @@ pub use ahead::{Ahead, Early};
 pub use credentials::default_auth_files;
 pub use error::{Asked, Failure, Question, RegistryError};
 pub use range::RangeBody;
+pub(crate) use range::in_pieces;
 pub use reference::{Reference, ReferenceError, Repository};
 
 /// Largest manifest that is read: the limit that engines have.
@@ -323,12 +325,14 @@ impl Client {
         len: u64,
     ) -> Result<Tail, RegistryError> {
         let offset = size.saturating_sub(len);
-        let bytes = self.part(repository, blob, size, offset..size).await?;
+        let place = BytesMut::new();
+        let bytes = self.piece(repository, blob, size, offset..size, place);
+        let bytes = bytes.await?.freeze();
         Ok(Tail { offset, bytes })
     }
 
     /// A part of a blob of known size, whole and in memory: for TOCs. It is metadata: counted so, under the bound on
-    /// requests at once, and asked for again where that can help.
+    /// requests at once, and asked for again where that can help. A long one is asked for in up to eight pieces at once.
     pub async fn part(
         &self,
         repository: &Repository,
@@ -336,31 +340,60 @@ impl Client {
         size: u64,
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
+        let len = |range: &Range<u64>| {
+            usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)
+        };
+        let mut rest = BytesMut::with_capacity(len(&range));
+        let pieces: FuturesOrdered<_> = in_pieces(&range)
+            .map(|piece| {
+                // Each has its place in what becomes the whole again: nothing is copied once more.
+                let behind = rest.split_off(len(&piece));
+                let place = std::mem::replace(&mut rest, behind);
+                self.piece(repository, blob, size, piece, place)
+            })
+            .collect();
+        let whole = pieces.try_fold(BytesMut::new(), |mut whole, piece| {
+            whole.unsplit(piece);
+            std::future::ready(Ok(whole))
+        });
+        whole.await.map(BytesMut::freeze)
+    }
+
+    /// One request's worth, put into `place`.
+    async fn piece(
+        &self,
+        repository: &Repository,
+        blob: &Digest,
+        size: u64,
+        range: Range<u64>,
+        mut place: BytesMut,
+    ) -> Result<BytesMut, RegistryError> {
         let mut again = Again::default();
         loop {
             match self
-                .permitted(self.part_once(repository, blob, size, &range))
+                .permitted(self.piece_once(repository, blob, size, &range, &mut place))
                 .await
             {
-                Ok(bytes) => return Ok(bytes),
+                Ok(()) => return Ok(place),
                 Err(error) => again.pause(error).await?,
             }
         }
     }
 
-    async fn part_once(
+    async fn piece_once(
         &self,
         repository: &Repository,
         blob: &Digest,
         size: u64,
         range: &Range<u64>,
-    ) -> Result<Bytes, RegistryError> {
+        place: &mut BytesMut,
+    ) -> Result<(), RegistryError> {
         let body = self
             .open_range(repository, blob, size, range, false)
             .await?;
-        let bytes = body.collect().await?;
-        self.inner.count_bytes(bytes.len());
-        Ok(bytes)
+        body.collect(place).await?;
+        self.inner.count_bytes(place.len());
+        Ok(())
     }
 
     /// Runs a request for metadata when there is room for one.

@@ -402,6 +402,31 @@ async fn metadata_is_asked_for_again_where_that_helps() {
 }
 
 #[tokio::test]
+async fn a_long_part_comes_in_pieces_each_of_which_may_fail_once() {
+    let bench = Bench::new();
+    let part = |range| {
+        let size = bench.bytes.len() as u64;
+        let (client, repository) = (&bench.client, bench.repository());
+        async move { client.part(&repository, &bench.large, size, range).await }
+    };
+    let short = part(1000..100_000).await.unwrap();
+    assert!(short == bench.bytes[1000..100_000]);
+    assert_eq!(statuses(bench.log()), [206]);
+    bench.log().clear();
+    let fault = Rule::blobs(Fault::Truncate { after: 700 }).times(3);
+    bench.server.faults().add(fault);
+    let long = part(1000..3_000_000).await.unwrap();
+    assert!(long == bench.bytes[1000..3_000_000]);
+    assert_eq!(bench.log().requests(), 8 + 3);
+    bench.fault(Fault::Status {
+        status: 404,
+        retry_after: None,
+    });
+    let error = part(1000..3_000_000).await.unwrap_err();
+    tells(&error, &["404"]);
+}
+
+#[tokio::test]
 async fn what_is_missing_is_said_to_be_missing() {
     let bench = Bench::new();
     let reference = format!("{}:none", bench.repository()).parse().unwrap();

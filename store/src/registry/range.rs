@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use reqwest::{
     Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap},
@@ -26,6 +26,24 @@ use crate::{
 
 /// Bytes before a range that are read and thrown away when a registry sends the whole blob instead of the range.
 pub(super) const MAX_SKIP: u64 = 4 << 20;
+
+/// Metadata is asked for in pieces of about so many bytes, and in so many at most: a new connection is slow at first (ten
+/// segments in the first round trip, then twice as many each; RFC 6928), one of many gets its share of the link only,
+/// and what follows finds more than one connection.
+const PIECE: u64 = 128 << 10;
+const MAX_PIECES: u64 = 8;
+
+/// A range in equal pieces; an empty one is one piece.
+pub(crate) fn in_pieces(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let range = range.clone();
+    let bytes = range.end.saturating_sub(range.start);
+    let count = bytes.div_ceil(PIECE).clamp(1, MAX_PIECES);
+    let piece = bytes.div_ceil(count).max(1);
+    (0..bytes.div_ceil(piece).max(1)).map(move |n| {
+        let start = range.start.saturating_add(n * piece);
+        start..start.saturating_add(piece).min(range.end)
+    })
+}
 
 /// The body of a range request; bytes start exactly where they were asked for, whatever the registry answered.
 #[derive(Debug)]
@@ -247,21 +265,14 @@ impl RangeBody {
         })))
     }
 
-    /// All of it; `wanted` bytes.
-    pub(super) async fn collect(mut self) -> Result<Bytes, RegistryError> {
-        let mut all = bytes::BytesMut::new();
+    /// Puts all of it, `wanted` bytes, into `all` and nothing else.
+    pub(super) async fn collect(mut self, all: &mut BytesMut) -> Result<(), RegistryError> {
+        all.clear();
+        all.reserve(usize::try_from(self.wanted).unwrap_or(0));
         while let Some(piece) = self.next().await {
-            let piece = piece?;
-            if all.is_empty() && piece.len() as u64 == self.wanted {
-                // The usual small answer; still read to its end, so that the connection can be used again.
-                return match self.next().await {
-                    Some(Err(e)) => Err(e),
-                    _ => Ok(piece),
-                };
-            }
-            all.extend_from_slice(&piece);
+            all.extend_from_slice(&piece?);
         }
-        Ok(all.freeze())
+        Ok(())
     }
 }
 
@@ -366,6 +377,26 @@ mod tests {
     use reqwest::header::HeaderName;
 
     use super::*;
+
+    #[test]
+    fn pieces_are_about_equal_no_more_than_eight_and_none_for_little() {
+        for (bytes, expected) in [
+            (0, 1),
+            (1, 1),
+            (PIECE, 1),
+            (PIECE + 1, 2),
+            (3 * PIECE, 3),
+            (8 * PIECE + 1, 8),
+            (100 * PIECE, 8),
+        ] {
+            let pieces: Vec<_> = in_pieces(&(7..7 + bytes)).collect();
+            assert_eq!(pieces.len(), expected, "{bytes}");
+            assert_eq!((pieces[0].start, pieces[expected - 1].end), (7, 7 + bytes));
+            assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start));
+            let longest = pieces.iter().map(|piece| piece.end - piece.start).max();
+            assert!(longest.unwrap() <= bytes.div_ceil(expected as u64));
+        }
+    }
 
     fn answer(
         status: u16,
