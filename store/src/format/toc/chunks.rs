@@ -58,13 +58,14 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub(super) fn new(format: LayerFormat, toc: u64, limits: &Limits) -> Self {
+    /// With room for `room` chunks at first.
+    pub(super) fn new(format: LayerFormat, toc: u64, limits: &Limits, room: usize) -> Self {
         Self {
             format,
             limits: limits.clone(),
             toc,
-            all: Vec::new(),
-            starts: Vec::new(),
+            all: Vec::with_capacity(room),
+            starts: Vec::with_capacity(room),
             current: None,
             current_name: String::new(),
         }

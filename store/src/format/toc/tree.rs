@@ -10,6 +10,9 @@ use std::{
 use super::{TocError, name, refusal::Refusal};
 use crate::format::{index::Kind, limits::Limits};
 
+/// Bytes of a text for which there is room at first.
+const TEXT: usize = 24;
+
 /// A text in the pool.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Str {
@@ -104,17 +107,20 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Only the root. No more than `max_nodes` others are taken in.
-    pub(super) fn new(max_nodes: u32) -> Self {
+    /// Only the root. No more than `max_nodes` others are taken in; there is room for `room` of them at first.
+    pub(super) fn new(max_nodes: u32, room: usize) -> Self {
+        let mut nodes = Vec::with_capacity(room + 1);
+        // What an ordinary pull gives a root that the layer does not describe.
+        nodes.push(Node {
+            mode: 0o555,
+            ..Node::empty(Shape::Implied)
+        });
         Self {
-            pool: Vec::new(),
-            // What an ordinary pull gives a root that the layer does not describe.
-            nodes: vec![Node {
-                mode: 0o555,
-                ..Node::empty(Shape::Implied)
-            }],
-            names: Vec::new(),
-            heads: HashMap::default(),
+            pool: Vec::with_capacity(room * TEXT),
+            nodes,
+            names: Vec::with_capacity(room),
+            // A table of hashes is used all over: room for fewer.
+            heads: HashMap::with_capacity_and_hasher(room / 2, BuildHasherDefault::default()),
             hasher: RandomState::new(),
             pending: Vec::new(),
             max_nodes,

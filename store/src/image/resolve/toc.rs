@@ -162,7 +162,7 @@ impl Resolver {
         let room = self.room.section(place.len).await;
         let end = place.offset + place.len;
         let have = tail.offset.max(place.offset);
-        let mut section = BytesMut::new();
+        let mut section = BytesMut::with_capacity(to_usize(place.len));
         if place.offset < tail.offset {
             section.extend_from_slice(
                 &self
