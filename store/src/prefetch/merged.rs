@@ -23,6 +23,10 @@ pub struct Lookup {
     pub layer: usize,
     /// From the root of the layer; free of symbolic links but for the last name.
     pub path: Vec<u8>,
+    /// The directory, in this layer.
+    pub directory: NodeId,
+    /// Whether the name is there.
+    pub found: bool,
 }
 
 /// What is at a path.
@@ -121,12 +125,15 @@ impl<'a> Merged<'a> {
         let mut directories = Vec::new();
         let mut at = At::Missing;
         for (layer, directory) in places {
+            let index = &self.layers[layer].index;
+            let node = index.lookup(directory, name)?;
             self.lookups.push(Lookup {
                 layer,
                 path: path.clone(),
+                directory,
+                found: node.is_some(),
             });
-            let index = &self.layers[layer].index;
-            let Some(node) = index.lookup(directory, name)? else {
+            let Some(node) = node else {
                 continue;
             };
             let Some(entry) = index.entry(node)? else {

@@ -31,6 +31,10 @@ fn main() -> ExitCode {
         trial("tree_of_zstd_chunked", tree::zstd_chunked),
         trial("tree_of_old_zstd_chunked", tree::old_zstd_chunked),
         trial("ten_thousand_names_are_listed", tree::ten_thousand_names),
+        trial(
+            "what_is_looked_up_ahead_sends_nothing",
+            tree::looked_up_ahead,
+        ),
         trial("two_references_share_one_tree", tree::two_references),
         trial("contract_with_the_blob_digest", protocol::by_blob_digest),
         trial("contract_with_the_toc_digest", protocol::by_toc_digest),

@@ -305,6 +305,36 @@ pub(crate) fn ten_thousand_names() -> Result<(), Failed> {
     Ok(())
 }
 
+/// What the store's own child does ahead of a start, so that the start sends nothing.
+pub(crate) fn looked_up_ahead() -> Result<(), Failed> {
+    let mut lab = Lab::new();
+    let mut entries = vec![Entry::dir("listed"), Entry::dir("named")];
+    for n in 0..200 {
+        entries.push(Entry::file(format!("listed/{n}"), "content"));
+        entries.push(Entry::file(format!("named/{n}"), "content"));
+    }
+    let diff = lab.serve(&Layer::build(&entries, &Lazy::zstd_chunked())?);
+    let diff = fs::canonicalize(diff)?;
+    let layers = diff.ancestors().nth(3).unwrap();
+    let below = diff.strip_prefix(layers)?.to_str().unwrap();
+    let input = format!("{below}/listed/\0{below}/named/7\0{below}/none\0");
+    forelayer::prefetch::warm::look_up(layers, input.as_bytes())?;
+    let before = lab.store.metrics();
+    for n in 0..200 {
+        fs::symlink_metadata(diff.join(format!("listed/{n}")))?;
+    }
+    fs::symlink_metadata(diff.join("named/7"))?;
+    assert!(!diff.join("none").exists());
+    let after = lab.store.metrics();
+    let sent = crate::lab::messages(&before, &after, forelayer::mount::MountName::Plain);
+    assert!(sent.is_empty(), "{sent:?}");
+    fs::symlink_metadata(diff.join("named/8"))?;
+    let later = lab.store.metrics();
+    let sent = crate::lab::messages(&after, &later, forelayer::mount::MountName::Plain);
+    assert_eq!(sent.get("lookup"), Some(&1), "{sent:?}");
+    Ok(())
+}
+
 pub(crate) fn two_references() -> Result<(), Failed> {
     let lab = Lab::new();
     let entries = everything(false);

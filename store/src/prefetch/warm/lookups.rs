@@ -1,9 +1,11 @@
 //! Dentries: the store resolves paths in its indexes, a child looks the names up in the mounts.
 //!
 //! Protocol of `forelayer warm --layers DIR`: on standard input paths relative to DIR, each ended by a zero byte.
-//! Names that are not there are as welcome as those that are. It prints nothing.
+//! Names that are not there are as welcome as those that are; a path that ends with a slash is a directory that is
+//! listed: the kernel takes the names of a listing as if each had been looked up (READDIRPLUS). It prints nothing.
 
 use std::{
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     io::{self, BufRead, BufReader, Read},
     os::unix::ffi::OsStrExt,
@@ -18,7 +20,17 @@ use tokio::{
 };
 
 use super::{PATIENCE, WarmError, Warmer};
-use crate::{format::index::IndexError, image::Layer, prefetch::merged::Merged};
+use crate::{
+    format::{NodeId, index::IndexError},
+    image::Layer,
+    prefetch::merged::{Lookup, Merged},
+};
+
+/// So many names in a listing cost as much as one lookup: 7 us and 22 to 47 us, of two hundred names in a directory
+/// (Linux 6.18, store and child together).
+const NAMES_A_LOOKUP: u32 = 5;
+/// Messages that a listing takes beside those for its names: the kernel asks until there is nothing more.
+const MESSAGES_A_LISTING: u32 = 2;
 
 pub(super) async fn warm(
     warmer: &Warmer,
@@ -89,26 +101,61 @@ pub(super) async fn warm(
     }
 }
 
-/// The child's input, and how many lookups it makes.
+/// The child's input, and how many lookups it stands for.
 fn input(layers: &[Arc<Layer>], paths: &[String]) -> Result<(usize, Vec<u8>), IndexError> {
     let mut tree = Merged::new(layers);
     for path in paths {
         tree.resolve(path.as_bytes())?;
     }
     let lookups = tree.into_lookups();
+    let mut to_list = worth_listing(layers, &lookups)?;
+    let mut listed = HashSet::new();
     let mut input = Vec::new();
     for lookup in &lookups {
+        let place = (lookup.layer, lookup.directory);
+        let mut path = lookup.path.as_slice();
+        if lookup.found && listed.contains(&place) {
+            continue;
+        }
+        if lookup.found && to_list.remove(&place) {
+            listed.insert(place);
+            let name = path
+                .rsplit(|byte| *byte == b'/')
+                .next()
+                .map_or(0, <[u8]>::len);
+            path = &path[..path.len() - name];
+        }
         let layer = &layers[lookup.layer];
         input.extend_from_slice(
             format!("{}/{}/diff/", layer.mount().dir_name(), layer.slot).as_bytes(),
         );
-        input.extend_from_slice(&lookup.path);
+        input.extend_from_slice(path);
         input.push(0);
     }
     Ok((lookups.len(), input))
 }
 
-/// What `forelayer warm` does: `lstat` of every path of `input` below `layers`.
+/// Directories, by layer, that are listed instead of having their names looked up one by one.
+fn worth_listing(
+    layers: &[Arc<Layer>],
+    lookups: &[Lookup],
+) -> Result<HashSet<(usize, NodeId)>, IndexError> {
+    let mut wanted: HashMap<(usize, NodeId), u32> = HashMap::new();
+    for lookup in lookups.iter().filter(|lookup| lookup.found) {
+        *wanted.entry((lookup.layer, lookup.directory)).or_default() += 1;
+    }
+    let mut worth = HashSet::new();
+    for ((layer, directory), wanted) in wanted {
+        let names = layers[layer].index.child_count(directory)?;
+        let listing = names.saturating_add(MESSAGES_A_LISTING * NAMES_A_LOOKUP);
+        if listing <= wanted.saturating_mul(NAMES_A_LOOKUP) {
+            worth.insert((layer, directory));
+        }
+    }
+    Ok(worth)
+}
+
+/// What `forelayer warm` does: `lstat` of every path of `input` below `layers`, or a listing if it ends with a slash.
 ///
 /// # Errors
 /// If this process holds a descriptor of `/dev/fuse` (it would keep a dead store's mounts alive), or a path leads out
@@ -148,7 +195,15 @@ pub fn look_up(layers: &Path, input: impl Read) -> Result<(), WarmError> {
         {
             return Err(WarmError::Refused(path.display().to_string()));
         }
-        // Whether it is there does not matter: either answer is what overlayfs will find cached.
-        drop(layers.join(path).symlink_metadata());
+        let list = record.last() == Some(&b'/');
+        let path = layers.join(path);
+        if list {
+            // The names are the kernel's to keep.
+            let names = std::fs::read_dir(path).into_iter().flatten();
+            names.for_each(drop);
+        } else {
+            // Whether it is there does not matter: either answer is what overlayfs will find cached.
+            drop(path.symlink_metadata());
+        }
     }
 }

@@ -181,6 +181,52 @@ async fn the_child_is_told_every_lookup_of_the_paths() {
 }
 
 #[tokio::test]
+async fn a_directory_of_which_much_is_wanted_is_listed_once() {
+    let place = Place::new();
+    let much = [
+        small("much/a"),
+        small("much/b"),
+        small("much/c"),
+        small("much/d/e"),
+    ];
+    let top = place.layer(7, &much);
+    let little = ["a", "b", "c", "d", "e", "f"];
+    let little = little.map(|name| small(String::leak(format!("little/{name}"))));
+    let base = place.layer(3, &little);
+    let out = place.dir.path().join("out");
+    let warmer = warmer(program(&place, &format!("cat > {}", out.display())), None);
+    let wanted = [
+        "much/b",
+        "much/c",
+        "much/none",
+        "much/d/e",
+        "little/a",
+        "little/b",
+        "little/c",
+    ];
+    let paths = wanted.map(|path| format!("/{path}")).to_vec();
+    assert_eq!(warmer.dentries(vec![top, base], paths).await.unwrap(), 12);
+    let told = String::from_utf8(fs::read(out).unwrap()).unwrap();
+    let told: Vec<&str> = told.split_terminator('\0').collect();
+    assert_eq!(
+        told,
+        [
+            "plain/7/diff/much",
+            "plain/3/diff/much",
+            // Instead of `b`, `c` and `d`; what is not there no listing tells.
+            "plain/7/diff/much/",
+            "plain/7/diff/much/none",
+            "plain/7/diff/much/d/e",
+            "plain/7/diff/little",
+            "plain/3/diff/little",
+            "plain/3/diff/little/a",
+            "plain/3/diff/little/b",
+            "plain/3/diff/little/c",
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_child_that_fails_or_is_not_there_is_named() {
     let place = Place::new();
     let layer = place.layer(1, &[small("a")]);
@@ -212,7 +258,9 @@ async fn a_child_that_fails_or_is_not_there_is_named() {
 fn the_child_looks_up_what_it_is_told_and_nothing_outside() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("plain/1/diff")).unwrap();
+    let listings = b"plain/1/\0plain/1/none/\0".as_slice();
     look_up(dir.path(), b"plain/1/diff\0plain/1/diff/none\0".as_slice()).unwrap();
+    look_up(dir.path(), listings).unwrap();
     look_up(dir.path(), b"".as_slice()).unwrap();
     for (input, words) in [
         (b"plain/../../etc\0".as_slice(), "refuses"),
