@@ -19,24 +19,47 @@ pub(super) struct Cost {
     pub(super) peak: u64,
 }
 
-/// A process whose use is to be known from now on. One that ends before it is read has no figures any more.
+/// Processes whose use is to be known from now on: one, and those that it had started by then. What of these has ended
+/// before it is read (the store's warmer lives for a moment) has no figures any more.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub(super) struct Meters {
+    first: Meter,
+    children: Vec<Meter>,
+}
+
+#[derive(Debug)]
+struct Meter {
     process: String,
     id: u32,
     before: f64,
 }
 
-impl Meter {
-    /// Of a process, and of those that it has started.
-    pub(super) fn family(process: &str, id: u32) -> Result<Vec<Self>> {
-        let mut meters = vec![Self::new(process.to_owned(), id)?];
-        for child in children(id)? {
-            meters.push(Self::new(format!("{process}'s {child}"), child)?);
-        }
-        Ok(meters)
+impl Meters {
+    pub(super) fn new(process: &str, id: u32) -> Result<Self> {
+        let first = Meter::new(process.to_owned(), id)?;
+        let children = children(id)?.into_iter();
+        let children =
+            children.filter_map(|child| Meter::new(format!("{process}'s {child}"), child).ok());
+        Ok(Self {
+            first,
+            children: children.collect(),
+        })
     }
 
+    /// Of the one itself, since [`Meters::new`].
+    pub(super) fn first(&self) -> Result<Cost> {
+        self.first.read()
+    }
+
+    /// Of all that are still there.
+    pub(super) fn read(&self) -> Result<Vec<Cost>> {
+        let mut costs = vec![self.first()?];
+        costs.extend(self.children.iter().filter_map(|child| child.read().ok()));
+        Ok(costs)
+    }
+}
+
+impl Meter {
     fn new(process: String, id: u32) -> Result<Self> {
         let before = cpu(id)?;
         Ok(Self {
@@ -46,8 +69,7 @@ impl Meter {
         })
     }
 
-    /// Since [`Meter::family`].
-    pub(super) fn read(&self) -> Result<Cost> {
+    fn read(&self) -> Result<Cost> {
         let path = format!("/proc/{}/status", self.id);
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         Ok(Cost {
@@ -203,12 +225,27 @@ mod tests {
         assert_eq!(used(stat), Some(3.0));
         assert_eq!(peak("VmPeak:\t 9 kB\nVmHWM:\t  20 kB\n"), Some(20480));
         assert_eq!(parent(stat), Some(1));
-        let own = Meter::family("own", std::process::id()).expect("a family");
-        assert!(
-            own[0]
-                .read()
-                .is_ok_and(|cost| cost.peak > 0 && cost.cpu >= 0.0)
-        );
+        let own = Meters::new("own", std::process::id()).expect("a family");
+        let cost = own.first().expect("figures");
+        assert!(cost.peak > 0 && cost.cpu >= 0.0);
+    }
+
+    #[test]
+    fn a_child_that_has_ended_has_no_figures_and_its_parent_has() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("a child");
+        let own = Meters::new("own", std::process::id()).expect("a family");
+        let name = format!("own's {}", child.id());
+        let names = || -> Vec<String> {
+            let costs = own.read().expect("figures").into_iter();
+            costs.map(|cost| cost.process).collect()
+        };
+        assert!(names().contains(&name));
+        drop(child.stdin.take());
+        child.wait().expect("its end");
+        assert!(names().contains(&"own".to_owned()) && !names().contains(&name));
     }
 
     #[test]

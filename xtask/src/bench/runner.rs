@@ -16,7 +16,7 @@ use forelayer_tests::engine::{
 };
 
 use super::{
-    cost::{Counts, Meter},
+    cost::{Counts, Meters},
     images::Image,
     lab::Lab,
     limit::{self, Limit, Warm},
@@ -136,10 +136,10 @@ impl<'a> Bench<'a> {
         let recorded = self.traces()?;
         let before = Counts::read(&self.store)?;
         let server = self.store.server_id().context("no store runs")?;
-        let mut meters = Meter::family("serve", server)?;
+        let serve = Meters::new("serve", server)?;
         let witness = self.store.witness_id().context("no witness runs")?;
-        meters.extend(Meter::family("watch", witness)?);
-        let mut start = self.run(mode, podman, format, &meters)?;
+        let watch = Meters::new("watch", witness)?;
+        let mut start = self.run(mode, podman, format, &[serve, watch])?;
         self.learned(recorded)?;
         start.store = start.store.map(|counts| counts.since(&before));
         if let Some(counts) = &mut start.store {
@@ -189,8 +189,8 @@ impl<'a> Bench<'a> {
         let podman = self.lab.podman(&name, Some(&peer.mount()))?;
         podman.run(&["images"])?;
         self.lab.cold(format, self.image)?;
-        let meters = Meter::family("stargz-store", peer.id()?)?;
-        let start = self.run(Mode::Peer, &podman, format, &meters);
+        let meters = Meters::new("stargz-store", peer.id()?)?;
+        let start = self.run(Mode::Peer, &podman, format, &[meters]);
         // The storage goes before what it is mounted from.
         drop(podman);
         start
@@ -202,7 +202,7 @@ impl<'a> Bench<'a> {
         mode: Mode,
         podman: &Podman<'_>,
         format: Format,
-        meters: &[Meter],
+        meters: &[Meters],
     ) -> Result<Start> {
         let reference = self.reference(format);
         self.lab.proxy.log().clear();
@@ -226,7 +226,11 @@ impl<'a> Bench<'a> {
                 let at = begin.elapsed().as_secs_f64();
                 let log = self.lab.proxy.log();
                 let (bytes, requests) = (log.bytes(), log.requests() as u64);
-                let costs = meters.iter().map(Meter::read).collect::<Result<_>>()?;
+                let costs = meters
+                    .iter()
+                    .map(Meters::read)
+                    .collect::<Result<Vec<_>>>()?;
+                let costs = costs.concat();
                 let store = (!matches!(mode, Mode::Full | Mode::Local | Mode::Peer))
                     .then(|| Counts::read(&self.store))
                     .transpose()?;

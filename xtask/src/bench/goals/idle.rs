@@ -10,7 +10,7 @@ use forelayer_tests::{
 
 use super::{
     super::{
-        cost::{Meter, children},
+        cost::{Meters, children},
         report::megabytes,
     },
     content,
@@ -45,9 +45,9 @@ pub(super) fn measure(program: &Path) -> Result<Vec<Figure>> {
         .context("an image without a layer")?
         .join("file");
     drop_caches()?;
-    let mut meters = Meter::family("serve", store.server_id().context("no store runs")?)?;
+    let meters = Meters::new("serve", store.server_id().context("no store runs")?)?;
     let (bytes, seconds) = read(&file)?;
-    let cost = meters.swap_remove(0).read()?;
+    let cost = meters.first()?;
     figures.push(
         Figure::new(
             "processor seconds of the store for a GB served from its cache",

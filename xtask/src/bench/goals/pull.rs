@@ -12,7 +12,7 @@ use forelayer_tests::{
 };
 
 use super::{
-    super::{cost::Meter, report::megabytes, stats::median},
+    super::{cost::Meters, report::megabytes, stats::median},
     content,
     figure::{Figure, Goal},
     lab::{FORMATS, LATENCY, Lab, Published, afresh},
@@ -137,7 +137,7 @@ fn by_hand(lab: &Lab, path: &str, size: u64) -> Result<()> {
 
 fn pull(lab: &Lab, store: &mut Store<'_>, image: &Published) -> Result<Pull> {
     afresh(store)?;
-    let mut meters = Meter::family("serve", store.server_id().context("no store runs")?)?;
+    let meters = Meters::new("serve", store.server_id().context("no store runs")?)?;
     shape(lab, true);
     lab.server.log().clear();
     let begin = Instant::now();
@@ -150,7 +150,6 @@ fn pull(lab: &Lab, store: &mut Store<'_>, image: &Published) -> Result<Pull> {
     })?;
     let seconds = begin.elapsed().as_secs_f64();
     shape(lab, false);
-    let meter = meters.swap_remove(0);
     let records = lab.server.log().records();
     // Content is what is asked for once the TOC is here.
     let content: Vec<_> = (records.iter())
@@ -164,6 +163,6 @@ fn pull(lab: &Lab, store: &mut Store<'_>, image: &Published) -> Result<Pull> {
         opening: first.saturating_duration_since(begin).as_secs_f64(),
         sending: (last - first).as_secs_f64(),
         bytes: records.iter().map(|record| record.bytes).sum(),
-        cpu: meter.read()?.cpu,
+        cpu: meters.first()?.cpu,
     })
 }
