@@ -18,7 +18,8 @@ mod transport;
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{TryStreamExt as _, stream::FuturesOrdered};
+use futures_util::future::try_join_all;
+use tokio::sync::SemaphorePermit;
 
 use self::{
     ahead::Shelf,
@@ -33,7 +34,7 @@ pub use ahead::{Ahead, Early};
 pub use credentials::default_auth_files;
 pub use error::{Asked, Failure, Question, RegistryError};
 pub use range::RangeBody;
-pub(crate) use range::in_pieces;
+pub(crate) use range::{in_pieces, pieces};
 pub use reference::{Reference, ReferenceError, Repository};
 
 /// Largest manifest that is read: the limit that engines have.
@@ -327,12 +328,13 @@ impl Client {
         let offset = size.saturating_sub(len);
         let place = BytesMut::new();
         let bytes = self.piece(repository, blob, size, offset..size, place);
-        let bytes = bytes.await?.freeze();
+        let bytes = self.permitted(bytes).await?.freeze();
         Ok(Tail { offset, bytes })
     }
 
     /// A part of a blob of known size, whole and in memory: for TOCs. It is metadata: counted so, under the bound on
-    /// requests at once, and asked for again where that can help. A long one is asked for in up to eight pieces at once.
+    /// requests at once, and asked for again where that can help. A long one is asked for in up to eight pieces at once,
+    /// as far as that leaves half of the places to others.
     pub async fn part(
         &self,
         repository: &Repository,
@@ -340,23 +342,40 @@ impl Client {
         size: u64,
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
-        let len = |range: &Range<u64>| {
-            usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)
-        };
-        let mut rest = BytesMut::with_capacity(len(&range));
-        let pieces: FuturesOrdered<_> = in_pieces(&range)
-            .map(|piece| {
-                // Each has its place in what becomes the whole again: nothing is copied once more.
-                let behind = rest.split_off(len(&piece));
-                let place = std::mem::replace(&mut rest, behind);
-                self.piece(repository, blob, size, piece, place)
-            })
-            .collect();
-        let whole = pieces.try_fold(BytesMut::new(), |mut whole, piece| {
-            whole.unsplit(piece);
-            std::future::ready(Ok(whole))
+        let places = &self.inner.metadata;
+        // Closing is nobody's habit here, so a permit always comes.
+        let _place = places.acquire().await;
+        let len = |range: &Range<u64>| range.end.saturating_sub(range.start);
+        let spare = places
+            .available_permits()
+            .saturating_sub(METADATA_REQUESTS / 2);
+        let more = pieces(len(&range)).min(spare.saturating_add(1)) - 1;
+        let more = places.try_acquire_many(u32::try_from(more).unwrap_or(0));
+        let count = 1 + more.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let mut rest = BytesMut::with_capacity(usize::try_from(len(&range)).unwrap_or(0));
+        let pieces = in_pieces(&range, count).map(|piece| {
+            // Each has its place in what becomes the whole again: nothing is copied once more.
+            let behind = rest.split_off(usize::try_from(len(&piece)).unwrap_or(0));
+            let place = std::mem::replace(&mut rest, behind);
+            self.piece(repository, blob, size, piece, place)
         });
-        whole.await.map(BytesMut::freeze)
+        let pieces: Vec<_> = pieces.collect();
+        match try_join_all(pieces).await {
+            Ok(pieces) => {
+                let whole = pieces.into_iter().reduce(|mut whole, piece| {
+                    whole.unsplit(piece);
+                    whole
+                });
+                Ok(whole.unwrap_or_default().freeze())
+            }
+            // Each piece brings all that is before it; the first alone may be near enough.
+            Err(error) if count > 1 && error.ignores_ranges() => {
+                let place = BytesMut::new();
+                let whole = self.piece(repository, blob, size, range, place);
+                whole.await.map(BytesMut::freeze)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// One request's worth, put into `place`.
@@ -370,10 +389,8 @@ impl Client {
     ) -> Result<BytesMut, RegistryError> {
         let mut again = Again::default();
         loop {
-            match self
-                .permitted(self.piece_once(repository, blob, size, &range, &mut place))
-                .await
-            {
+            let once = self.piece_once(repository, blob, size, &range, &mut place);
+            match once.await {
                 Ok(()) => return Ok(place),
                 Err(error) => again.pause(error).await?,
             }

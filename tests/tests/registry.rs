@@ -417,13 +417,32 @@ async fn a_long_part_comes_in_pieces_each_of_which_may_fail_once() {
     bench.server.faults().add(fault);
     let long = part(1000..3_000_000).await.unwrap();
     assert!(long == bench.bytes[1000..3_000_000]);
-    assert_eq!(bench.log().requests(), 8 + 3);
+    assert_eq!(bench.log().requests(), 6 + 3);
     bench.fault(Fault::Status {
         status: 404,
         retry_after: None,
     });
     let error = part(1000..3_000_000).await.unwrap_err();
     tells(&error, &["404"]);
+}
+
+#[tokio::test]
+async fn a_long_part_is_had_from_a_registry_that_ignores_ranges_as_far_as_one_request_has_it() {
+    let bench = Bench::new();
+    bench.fault(Fault::IgnoreRange);
+    let (size, repository) = (bench.bytes.len() as u64, bench.repository());
+    // The first begins within what is read in vain, the others do not.
+    let range = (4 << 20) - 1000..(5 << 20);
+    let part = bench
+        .client
+        .part(&repository, &bench.large, size, range.clone());
+    let part = part.await.unwrap();
+    assert!(part == bench.bytes[usize::try_from(range.start).unwrap()..][..part.len()]);
+    assert_eq!(part.len() as u64, range.end - range.start);
+    let far = bench
+        .client
+        .part(&repository, &bench.large, size, (5 << 20)..size);
+    tells(&far.await.unwrap_err(), &["ignores Range"]);
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub(super) struct Batch<'a> {
     pieces: Vec<Piece>,
     decoded: u64,
     permits: Vec<Permit>,
+    /// One of them is of the readers' room, which must not wait behind what is decoded ahead.
+    readers_room: bool,
     /// Tells whether a reader waits for something in it.
     orders: watch::Receiver<Orders>,
 }
@@ -64,6 +66,7 @@ impl<'a> Batch<'a> {
             pieces: Vec::new(),
             decoded: 0,
             permits: Vec::new(),
+            readers_room: false,
             orders,
         }
     }
@@ -73,7 +76,8 @@ impl<'a> Batch<'a> {
         self.request.lane == Lane::Demand || self.orders.borrow().hurry
     }
 
-    /// Takes in the bytes from `base` on, and the permit for what they need of memory. What was asked for because
+    /// Takes in the bytes from `base` on, and the permit for what they need of memory, which is of the readers' room or
+    /// not. What was asked for because
     /// a reader waits goes on at once.
     pub(super) fn add(
         &mut self,
@@ -81,7 +85,9 @@ impl<'a> Batch<'a> {
         bytes: Vec<u8>,
         chunks: Vec<Chunk>,
         permit: Option<Permit>,
+        readers_room: bool,
     ) {
+        self.readers_room |= readers_room;
         self.decoded += chunks.iter().map(|chunk| chunk.len).sum::<u64>();
         self.pieces.push(Piece {
             base,
@@ -108,7 +114,7 @@ impl<'a> Batch<'a> {
             _permits: std::mem::take(&mut self.permits),
         };
         let job: Job = Box::new(move |decoders| job.run(pieces, decoders));
-        if self.is_urgent() {
+        if std::mem::take(&mut self.readers_room) || self.is_urgent() {
             self.pool.submit_urgent(job);
             return;
         }

@@ -256,21 +256,21 @@ async fn read(
             batch.send();
             let _ = orders.wait_for(|orders| !orders.hold).await;
         }
-        let permit = loop {
+        let (permit, urgent) = loop {
             let urgent = batch.is_urgent();
             let budget = match urgent {
                 true => &shared.demand_budget,
                 false => &shared.ahead_budget,
             };
             if let Some(permit) = budget.try_take(&request.host, group.cost()) {
-                break Some(permit);
+                break (Some(permit), urgent);
             }
             batch.send();
             let room = budget.take(&request.host, group.cost());
             tokio::select! {
-                permit = room => break permit,
-                // A reader does not wait behind what is read ahead: it has room of its own.
-                Ok(_) = orders.wait_for(|orders| orders.hurry), if !urgent => {}
+                permit = room => break (permit, urgent),
+                // A reader does not wait behind what is read ahead, nor behind what was hurried for one that has gone.
+                Ok(_) = orders.wait_for(|orders| orders.hurry != urgent), if request.lane != Lane::Demand => {}
             }
         };
         let bytes = group.span.end.saturating_sub(stream.position);
@@ -295,7 +295,7 @@ async fn read(
             retry: Some(Duration::ZERO),
         })??;
         if let Some(group) = groups.pop_front() {
-            batch.add(group.span.start, span, group.chunks, permit);
+            batch.add(group.span.start, span, group.chunks, permit, urgent);
         }
     }
     batch.send();

@@ -23,7 +23,7 @@ use crate::{
     format::index::IndexError,
     image::{BlobRange, Metadata},
     metrics::Lane,
-    registry::{Early, in_pieces},
+    registry::{Early, in_pieces, pieces},
 };
 
 /// Version of the document.
@@ -267,7 +267,8 @@ fn path(dir: &Path, image: &str) -> PathBuf {
 /// A range in the pieces in which metadata is asked for.
 fn split(range: &BlobRange) -> impl Iterator<Item = BlobRange> + use<> {
     let range = range.clone();
-    in_pieces(&(range.start..range.end)).map(move |piece| BlobRange {
+    let bytes = range.end.saturating_sub(range.start);
+    in_pieces(&(range.start..range.end), pieces(bytes)).map(move |piece| BlobRange {
         start: piece.start,
         end: piece.end,
         ..range

@@ -219,6 +219,11 @@ pub enum Failure {
 }
 
 impl RegistryError {
+    /// Whether the registry sent the whole blob instead of a range too far from its start.
+    pub(super) fn ignores_ranges(&self) -> bool {
+        matches!(*self.failure, Failure::RangeIgnored { .. })
+    }
+
     /// Whether asking again soon can help (connection, 5xx, 429, early end), and after how long if the host said so
     /// (zero if it did not).
     #[must_use]

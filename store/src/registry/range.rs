@@ -30,15 +30,22 @@ pub(super) const MAX_SKIP: u64 = 4 << 20;
 /// Metadata is asked for in pieces of about so many bytes, and in so many at most: a new connection is slow at first (ten
 /// segments in the first round trip, then twice as many each; RFC 6928), one of many gets its share of the link only,
 /// and what follows finds more than one connection.
-const PIECE: u64 = 128 << 10;
+const PIECE: u64 = 512 << 10;
 const MAX_PIECES: u64 = 8;
 
-/// A range in equal pieces; an empty one is one piece.
-pub(crate) fn in_pieces(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+/// How many pieces so many bytes of metadata are asked for in.
+pub(crate) fn pieces(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(PIECE).clamp(1, MAX_PIECES)).unwrap_or(1)
+}
+
+/// A range in (at most) so many equal pieces; an empty one is one piece.
+pub(crate) fn in_pieces(
+    range: &Range<u64>,
+    count: usize,
+) -> impl Iterator<Item = Range<u64>> + use<> {
     let range = range.clone();
     let bytes = range.end.saturating_sub(range.start);
-    let count = bytes.div_ceil(PIECE).clamp(1, MAX_PIECES);
-    let piece = bytes.div_ceil(count).max(1);
+    let piece = bytes.div_ceil(count.max(1) as u64).max(1);
     (0..bytes.div_ceil(piece).max(1)).map(move |n| {
         let start = range.start.saturating_add(n * piece);
         start..start.saturating_add(piece).min(range.end)
@@ -389,7 +396,8 @@ mod tests {
             (8 * PIECE + 1, 8),
             (100 * PIECE, 8),
         ] {
-            let pieces: Vec<_> = in_pieces(&(7..7 + bytes)).collect();
+            let count = pieces(bytes);
+            let pieces: Vec<_> = in_pieces(&(7..7 + bytes), count).collect();
             assert_eq!(pieces.len(), expected, "{bytes}");
             assert_eq!((pieces[0].start, pieces[expected - 1].end), (7, 7 + bytes));
             assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start));

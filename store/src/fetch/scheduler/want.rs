@@ -195,9 +195,12 @@ impl<B: Blob + ?Sized> Scheduler<B> {
 
     /// A reader waits for something that a request brings or has brought.
     pub(super) fn hurry(&mut self, request: RequestId) {
-        let hurries = |action: &Action<B>| matches!(action, Action::Hurry { request: of, hurry: true } if *of == request);
+        let last = self.actions.iter().rev().find_map(|action| match action {
+            Action::Hurry { request: of, hurry } if *of == request => Some(*hurry),
+            _ => None,
+        });
         // One is enough for all chunks of a READ.
-        if !self.actions.iter().any(hurries) {
+        if last != Some(true) {
             self.actions.push(Action::Hurry {
                 request,
                 hurry: true,

@@ -35,8 +35,10 @@ const SELINUX: &str = "security.selinux";
 /// is not used costs no memory, and tables that grow leave holes behind: 71 MB at the most
 /// for 100,000 entries where it is 57 with room (`cargo xtask bench --goals index`).
 const SHORT_ENTRY: u64 = 256;
-/// How many times as long as the compressed TOC its JSON is taken to be where nobody says.
+/// How many times as long as the compressed TOC its JSON is taken to be at the most.
 const RATIO: u64 = 8;
+/// Entries for which there is room before they come at the most: what anybody can claim is bounded so.
+const MAX_ROOM: usize = 1 << 18;
 /// Longest name of an extended attribute on Linux, in bytes (XATTR_NAME_MAX).
 const XATTR_NAME_MAX: usize = 255;
 
@@ -55,10 +57,10 @@ pub(super) struct Builder {
 
 impl Builder {
     pub(super) fn new(place: &TocPlace, limits: &Limits) -> Self {
-        let json = place.raw_len.unwrap_or(place.len.saturating_mul(RATIO));
-        let json = json.min(limits.max_toc_bytes);
+        let json = place.raw_len.unwrap_or(u64::MAX);
+        let json = json.min(place.len.saturating_mul(RATIO));
         let entries = usize::try_from(json / SHORT_ENTRY).unwrap_or(0);
-        let entries = entries.min(limits.max_entries as usize);
+        let entries = entries.min(limits.max_entries as usize).min(MAX_ROOM);
         Self {
             limits: limits.clone(),
             tree: Tree::new(limits.max_entries, entries),

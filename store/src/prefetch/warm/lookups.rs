@@ -2,7 +2,8 @@
 //!
 //! Protocol of `forelayer warm --layers DIR`: on standard input paths relative to DIR, each ended by a zero byte.
 //! Names that are not there are as welcome as those that are; a path that ends with a slash is a directory that is
-//! listed: the kernel takes the names of a listing as if each had been looked up (READDIRPLUS). It prints nothing.
+//! listed: the kernel takes the names of a listing as if each had been looked up (READDIRPLUS), so that looking them up costs
+//! no message. It prints nothing.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -109,33 +110,34 @@ fn input(layers: &[Arc<Layer>], paths: &[String]) -> Result<(usize, Vec<u8>), In
     }
     let lookups = tree.into_lookups();
     let mut to_list = worth_listing(layers, &lookups)?;
-    let mut listed = HashSet::new();
     let mut input = Vec::new();
-    for lookup in &lookups {
-        let place = (lookup.layer, lookup.directory);
-        let mut path = lookup.path.as_slice();
-        if lookup.found && listed.contains(&place) {
-            continue;
-        }
-        if lookup.found && to_list.remove(&place) {
-            listed.insert(place);
-            let name = path
-                .rsplit(|byte| *byte == b'/')
-                .next()
-                .map_or(0, <[u8]>::len);
-            path = &path[..path.len() - name];
-        }
-        let layer = &layers[lookup.layer];
-        input.extend_from_slice(
-            format!("{}/{}/diff/", layer.mount().dir_name(), layer.slot).as_bytes(),
-        );
+    let mut tell = |layer: &Layer, path: &[u8]| {
+        let root = format!("{}/{}/diff/", layer.mount().dir_name(), layer.slot);
+        input.extend_from_slice(root.as_bytes());
         input.extend_from_slice(path);
         input.push(0);
+    };
+    for Lookup {
+        layer,
+        path,
+        directory,
+        found,
+    } in &lookups
+    {
+        if *found && to_list.remove(&(*layer, *directory)) {
+            let name = path.rsplit(|byte| *byte == b'/').next();
+            tell(
+                &layers[*layer],
+                &path[..path.len() - name.map_or(0, <[u8]>::len)],
+            );
+        }
+        // Also what a listing brings: of one that the kernel had kept no name is looked up.
+        tell(&layers[*layer], path);
     }
     Ok((lookups.len(), input))
 }
 
-/// Directories, by layer, that are listed instead of having their names looked up one by one.
+/// Directories, by layer, that are listed before their names are looked up one by one.
 fn worth_listing(
     layers: &[Arc<Layer>],
     lookups: &[Lookup],

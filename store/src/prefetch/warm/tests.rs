@@ -213,9 +213,11 @@ async fn a_directory_of_which_much_is_wanted_is_listed_once() {
         [
             "plain/7/diff/much",
             "plain/3/diff/much",
-            // Instead of `b`, `c` and `d`; what is not there no listing tells.
             "plain/7/diff/much/",
+            "plain/7/diff/much/b",
+            "plain/7/diff/much/c",
             "plain/7/diff/much/none",
+            "plain/7/diff/much/d",
             "plain/7/diff/much/d/e",
             "plain/7/diff/little",
             "plain/3/diff/little",

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fetch::scheduler::{Priority, want::Status};
+use crate::fetch::scheduler::{Priority, room::Places, want::Status};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -39,15 +39,39 @@ fn step() -> impl Strategy<Value = Step> {
 impl Bench {
     fn check(&self) {
         let scheduler = &self.scheduler;
-        let mut places: HashMap<&str, (usize, usize)> = HashMap::new();
+        let mut places: HashMap<&str, Places> = HashMap::new();
         for running in scheduler.running.values() {
-            let (all, ahead) = places.entry(&running.host).or_default();
-            *all += 1;
-            *ahead += usize::from(running.priority != Priority::Demand);
+            let places = places.entry(&running.host).or_default();
+            places.all += 1;
+            places.ahead += usize::from(running.priority != Priority::Demand);
+            places.background += usize::from(running.priority == Priority::Background);
         }
-        for (all, ahead) in places.values() {
-            assert!(*all <= scheduler.limits.max_requests);
-            assert!(*ahead <= scheduler.limits.max_ahead_requests);
+        for (host, kept) in &scheduler.hosts {
+            assert_eq!(
+                places.get(host.as_str()).copied().unwrap_or_default(),
+                *kept
+            );
+            assert!(kept.all <= scheduler.limits.max_requests);
+            assert!(kept.ahead <= scheduler.limits.max_ahead_requests);
+        }
+
+        // Who waits for a request is counted, and what was asked for ahead hurries for as long as somebody does.
+        let wants = scheduler
+            .layers
+            .iter()
+            .flat_map(|layer| layer.wants.values());
+        let mut waited_for: HashMap<RequestId, u32> = HashMap::new();
+        for want in wants {
+            if let Some(request) = want.urgent_in {
+                *waited_for.entry(request).or_default() += 1;
+            }
+        }
+        for (id, running) in &scheduler.running {
+            let waited_for = waited_for.get(id).copied().unwrap_or_default();
+            assert_eq!(waited_for, running.demanded, "{running:?}");
+            let hurries = self.hurried.contains(id);
+            let ahead = running.priority != Priority::Demand;
+            assert_eq!(hurries, ahead && waited_for > 0, "{running:?}");
         }
 
         // Single flight: two only where a demand overtakes.
@@ -76,7 +100,7 @@ impl Bench {
         // Nobody waits while the registry has a place, and the greater goes first.
         for (key, layer) in scheduler.layers.iter().enumerate() {
             let taken = places.get(scheduler.host(key).as_str());
-            let room = taken.is_none_or(|(all, _)| *all < scheduler.limits.max_requests);
+            let room = taken.is_none_or(|taken| taken.all < scheduler.limits.max_requests);
             for (chunk, want) in &layer.wants {
                 if want.status == Status::Queued {
                     assert!(

@@ -785,3 +785,45 @@ fn what_a_reader_overtook_hurries_when_overtaking_fails() {
     bench.arrive(1, Err(ChunkFailure::Wrong("a bit".to_owned())));
     assert!(bench.hurried.is_empty());
 }
+
+#[test]
+fn what_hurries_again_in_the_same_step_goes_on_hurrying() {
+    let mut bench = Bench::new(long_limits(), vec![far_apart()]);
+    bench.long_fat_link();
+    bench.predict(1, "plan", [4, 0, 1, 2, 3]);
+    bench.demand(1, 3..4);
+    let ahead = bench.requests[1].id;
+    let arrived = Event::Arrived(Arrival {
+        request: ahead,
+        source: 0,
+        layer: 0,
+        chunk: 0,
+        result: Ok(()),
+    });
+    bench.requests[1].chunks.remove(0);
+    bench.blobs[0].set(0, ChunkState::Present);
+    let overtaking = bench.requests.remove(2);
+    // One reader comes and is served, another comes back from a request that failed.
+    bench.apply([
+        Event::Demand {
+            id: 2,
+            layer: 0,
+            chunks: 1..2,
+        },
+        arrived,
+        Event::Arrived(Arrival {
+            request: ahead,
+            source: 0,
+            layer: 0,
+            chunk: 1,
+            result: Ok(()),
+        }),
+        Event::Ended {
+            request: overtaking.id,
+            result: Err(busy("503")),
+            missing: vec![3],
+        },
+    ]);
+    assert_eq!(bench.replies, [(2, Ok(()))]);
+    assert_eq!(bench.hurried, [ahead]);
+}
