@@ -417,7 +417,7 @@ async fn a_long_part_comes_in_pieces_each_of_which_may_fail_once() {
     bench.server.faults().add(fault);
     let long = part(1000..3_000_000).await.unwrap();
     assert!(long == bench.bytes[1000..3_000_000]);
-    assert_eq!(bench.log().requests(), 6 + 3);
+    assert_eq!(bench.log().requests(), 3 + 3);
     bench.fault(Fault::Status {
         status: 404,
         retry_after: None,
