@@ -34,7 +34,7 @@ pub use ahead::{Ahead, Early};
 pub use credentials::default_auth_files;
 pub use error::{Asked, Failure, Question, RegistryError};
 pub use range::RangeBody;
-pub(crate) use range::in_pieces;
+pub(crate) use range::{in_pieces, pieces};
 pub use reference::{Reference, ReferenceError, Repository};
 
 /// Largest manifest that is read: the limit that engines have.
@@ -349,7 +349,7 @@ impl Client {
         let spare = places
             .available_permits()
             .saturating_sub(METADATA_REQUESTS / 2);
-        let more = range::pieces(len(&range)).min(spare.saturating_add(1)) - 1;
+        let more = pieces(len(&range), range::PIECE).min(spare.saturating_add(1)) - 1;
         let more = places.try_acquire_many(u32::try_from(more).unwrap_or(0));
         let count = 1 + more.as_ref().map_or(0, SemaphorePermit::num_permits);
         let mut rest = BytesMut::with_capacity(usize::try_from(len(&range)).unwrap_or(0));

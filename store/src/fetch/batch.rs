@@ -77,8 +77,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Takes in the bytes from `base` on, and the permit for what they need of memory, which is of the readers' room or
-    /// not. What was asked for because
-    /// a reader waits goes on at once.
+    /// not. What was asked for because a reader waits goes on at once.
     pub(super) fn add(
         &mut self,
         base: u64,

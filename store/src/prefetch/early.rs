@@ -23,7 +23,7 @@ use crate::{
     format::index::IndexError,
     image::{BlobRange, Metadata},
     metrics::Lane,
-    registry::{Early, in_pieces},
+    registry::{Early, in_pieces, pieces},
 };
 
 /// Version of the document.
@@ -34,11 +34,10 @@ const MAX_BYTES: u64 = 4 << 20;
 const MAX_RANGES: usize = 8192;
 /// Bytes of metadata asked for early at most: TOCs of large images have some megabytes.
 const MAX_METADATA: u64 = 64 << 20;
-/// A TOC is asked for in parts of about so many bytes, and in so many at most: a new connection is slow at first, and
+/// A TOC is asked for in parts of about so many bytes: a new connection is slow at first, and
 /// one of many gets its share of the link only. Shorter than where nothing is known, since connections are made for what
 /// follows.
 const PART: u64 = 512 << 10;
-const MAX_PARTS: u64 = 8;
 /// A gap of at most this many bytes between two chunks is asked for with them, as in `fetch.max_gap_bytes`.
 const MAX_GAP: u64 = 64 << 10;
 /// Bytes of one request at most.
@@ -273,8 +272,7 @@ fn path(dir: &Path, image: &str) -> PathBuf {
 fn split(range: &BlobRange) -> impl Iterator<Item = BlobRange> + use<> {
     let range = range.clone();
     let bytes = range.end.saturating_sub(range.start);
-    let parts = usize::try_from(bytes.div_ceil(PART).clamp(1, MAX_PARTS)).unwrap_or(1);
-    in_pieces(&(range.start..range.end), parts).map(move |piece| BlobRange {
+    in_pieces(&(range.start..range.end), pieces(bytes, PART)).map(move |piece| BlobRange {
         start: piece.start,
         end: piece.end,
         ..range

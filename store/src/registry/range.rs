@@ -31,12 +31,12 @@ pub(super) const MAX_SKIP: u64 = 4 << 20;
 /// segments in the first round trip, then twice as many each; RFC 6928), one of many gets its share of the link only,
 /// and what follows finds more than one connection. TOCs of usual layers are shorter: an image of two opens with four
 /// requests.
-const PIECE: u64 = 1 << 20;
+pub(super) const PIECE: u64 = 1 << 20;
 const MAX_PIECES: u64 = 8;
 
-/// How many pieces so many bytes of metadata are asked for in.
-pub(super) fn pieces(bytes: u64) -> usize {
-    usize::try_from(bytes.div_ceil(PIECE).clamp(1, MAX_PIECES)).unwrap_or(1)
+/// How many pieces of about `each` bytes so many bytes of metadata are asked for in.
+pub(crate) fn pieces(bytes: u64, each: u64) -> usize {
+    usize::try_from(bytes.div_ceil(each).clamp(1, MAX_PIECES)).unwrap_or(1)
 }
 
 /// A range in (at most) so many equal pieces; an empty one is one piece.
@@ -397,7 +397,7 @@ mod tests {
             (8 * PIECE + 1, 8),
             (100 * PIECE, 8),
         ] {
-            let count = pieces(bytes);
+            let count = pieces(bytes, PIECE);
             let pieces: Vec<_> = in_pieces(&(7..7 + bytes), count).collect();
             assert_eq!(pieces.len(), expected, "{bytes}");
             assert_eq!((pieces[0].start, pieces[expected - 1].end), (7, 7 + bytes));

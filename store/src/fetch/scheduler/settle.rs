@@ -58,8 +58,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 Failure::Store(why)
             }
         };
-        let hosts = self.layers[layer].blob.hosts();
-        let host = hosts.into_iter().nth(source).unwrap_or_default();
+        let host = self.layers[layer].blob.host(source);
         self.failed(now, (request, &host), layer, chunk, &failure);
     }
 

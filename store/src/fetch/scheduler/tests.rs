@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod hurry;
 mod model;
 mod nearby;
 mod registries;
