@@ -233,6 +233,8 @@ pub struct Prefetch {
     pub warm_paths: u32,
     /// Bytes of layers asked for while the manifest is still on its way, held in memory until they are used; 0: none.
     pub early_bytes: u64,
+    /// Whether the command lines of engines are read for images that they are about to pull.
+    pub read_commands: bool,
     /// Runs kept in a profile.
     pub keep_runs: usize,
 }
@@ -244,6 +246,7 @@ impl Default for Prefetch {
             warm_bytes: 2 << 30,
             warm_paths: 50_000,
             early_bytes: 64 << 20,
+            read_commands: true,
             keep_runs: 8,
         }
     }

@@ -9,6 +9,7 @@
 //! * [`plan`]: prediction -> chunks in the order of need.
 //! * [`trace`]: a witness's trace -> a run, and the chunks that it touched.
 //! * [`early`]: what the next pull asks for before its manifest is there.
+//! * [`commands`]: the images that engines are about to pull.
 //! * [`accounting`]: what became of predicted chunks.
 //! * [`merged`]: the image's tree as overlayfs walks it.
 //! * [`names`]: the names asked for during a start.
@@ -16,6 +17,7 @@
 //! * [`engine`]: the owner.
 
 pub mod accounting;
+mod commands;
 pub mod early;
 pub mod engine;
 mod landmark;

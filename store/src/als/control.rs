@@ -41,8 +41,10 @@ use crate::{
     mount::{MountName, session},
 };
 
-/// How long the kernel may believe what it was told here.
+/// How long the kernel may believe what it was told here, except of the root.
 const TTL: Duration = Duration::from_secs(1);
+/// The same of the root's attributes: each engine that starts is to be seen.
+const ROOT_TTL: Duration = Duration::ZERO;
 
 /// The control mount.
 pub(crate) struct Control {
@@ -201,10 +203,16 @@ impl Filesystem for Control {
         self.nodes.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.ops.getattr.inc();
+        let ttl = if ino.0 == nodes::ROOT {
+            self.parts.hooks.seen(request.pid());
+            &ROOT_TTL
+        } else {
+            &TTL
+        };
         match self.node(ino.0).and_then(|node| self.attr(ino.0, &node)) {
-            Ok(attr) => reply.attr(&TTL, &attr),
+            Ok(attr) => reply.attr(ttl, &attr),
             Err(error) => reply.error(error.errno()),
         }
     }

@@ -1,4 +1,4 @@
-//! What the mounts tell: a container starts, a name is missing.
+//! What the mounts tell: an engine or a container starts, a name is missing.
 
 use std::sync::{Arc, OnceLock};
 
@@ -36,6 +36,12 @@ impl Hooks {
 }
 
 impl als::Hooks for Hooks {
+    fn seen(&self, pid: u32) {
+        if let Some(prefetcher) = self.prefetcher.get() {
+            prefetcher.seen(pid);
+        }
+    }
+
     fn mounted(&self, layer: &Arc<Layer>) -> Option<BoxFuture<'static, ()>> {
         if let Some(prefetcher) = self.prefetcher.get() {
             prefetcher.mounted(layer.slot);

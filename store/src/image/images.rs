@@ -184,6 +184,14 @@ impl Images {
         outcome
     }
 
+    /// An engine is about to look this image up, by this digest or another of its layers: its lookups then find it
+    /// resolved, or on its way. Whatever comes of it, they tell it.
+    pub async fn expect(&self, reference: &str, key: &Digest) {
+        if let Err(error) = self.find(reference, key).await {
+            tracing::debug!(reference, %key, %error, "an image that was expected");
+        }
+    }
+
     async fn find(&self, reference: &str, key: &Digest) -> Result<Arc<Record>, LookupError> {
         if let Some(record) = self.recorded(reference, key) {
             return Ok(record);

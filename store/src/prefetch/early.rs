@@ -189,6 +189,12 @@ impl EarlyRequests {
         Ok(Some(this))
     }
 
+    /// Whether anything is kept of an image, usable or not.
+    #[must_use]
+    pub fn is_kept(dir: &Path, image: &str) -> bool {
+        path(dir, image).exists()
+    }
+
     /// Removes what is kept of an image, if anything is.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    commands::Commands,
     early::EarlyRequests,
     names::NameLog,
     warm::{PageStore, Warmer},
@@ -52,6 +53,9 @@ pub trait Library: Send + Sync + 'static {
         self: Arc<Self>,
         reference: String,
     ) -> BoxFuture<'static, Result<Vec<Arc<Layer>>, String>>;
+    /// An engine is about to look this image up, by this digest or another of its layers: looks it up for it. Called within
+    /// a runtime.
+    fn expect(self: Arc<Self>, reference: String, key: Digest);
     /// What a pull of an image asks its registry for before its layers are known.
     fn metadata(&self, reference: &str) -> Option<Metadata>;
 }
@@ -76,6 +80,9 @@ impl Library for Images {
                 Err(error) => Err(error.to_string()),
             }
         })
+    }
+    fn expect(self: Arc<Self>, reference: String, key: Digest) {
+        tokio::spawn(async move { Self::expect(&self, &reference, &key).await });
     }
     fn metadata(&self, reference: &str) -> Option<Metadata> {
         Self::metadata(self, reference)
@@ -148,12 +155,29 @@ impl std::fmt::Debug for Parts {
     }
 }
 
+/// Starts reading the command lines of engines, if they are to be read.
+fn commands(parts: &Parts, events: &SyncSender<Event>) -> std::io::Result<Option<Commands>> {
+    let config = &parts.config;
+    if !config.enabled || !config.read_commands || config.early_bytes == 0 {
+        return Ok(None);
+    }
+    let (dir, events) = (parts.early_dir.clone(), events.clone());
+    let is_kept = move |image: &str| EarlyRequests::is_kept(&dir, image);
+    let told = move |reference| {
+        if let Err(error) = events.try_send(Event::Expected { reference }) {
+            tracing::debug!(%error, "an image is looked up when the engine asks");
+        }
+    };
+    Commands::start(is_kept, told).map(Some)
+}
+
 /// The handle of the room; cheap to clone.
 #[derive(Clone)]
 pub struct Prefetcher {
     events: SyncSender<Event>,
     names: Arc<NameLog>,
     library: Arc<dyn Library>,
+    commands: Option<Commands>,
 }
 
 impl std::fmt::Debug for Prefetcher {
@@ -174,10 +198,16 @@ impl Prefetcher {
         let dir = parts.profiles_dir.clone();
         let profiles = ProfileDir::open(&dir)?;
         let (events, queue) = std::sync::mpsc::sync_channel(QUEUE);
+        let no_thread = |what| {
+            let path = dir.clone();
+            move |source| ProfileError::Io { what, path, source }
+        };
         let handle = Self {
             events: events.clone(),
             names: Arc::clone(&parts.names),
             library: Arc::clone(&parts.library),
+            commands: commands(&parts, &events)
+                .map_err(no_thread("start the thread that reads commands for"))?,
         };
         let warmer = Warmer {
             program: parts.program.clone(),
@@ -199,17 +229,20 @@ impl Prefetcher {
         std::thread::Builder::new()
             .name("prefetch".to_owned())
             .spawn(move || owner.run(&queue))
-            .map_err(|source| ProfileError::Io {
-                what: "start the thread that owns",
-                path: dir,
-                source,
-            })?;
+            .map_err(no_thread("start the thread that owns"))?;
         // The owner looks at `stop` between events; this one wakes it.
         tokio::spawn(async move {
             stop.cancelled().await;
             let _ = events.try_send(Event::Stop);
         });
         Ok(handle)
+    }
+
+    /// A process (0: unknown) looked at the store's directory: it may be an engine that is about to pull an image.
+    pub fn seen(&self, pid: u32) {
+        if let Some(commands) = &self.commands {
+            commands.seen(pid);
+        }
     }
 
     /// An engine looks a layer up that is not known: its registry is being asked. `key` is the digest that the engine

@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::Arc;
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 
@@ -28,6 +32,40 @@ pub(super) enum Item {
     Whiteout(&'static str),
     /// The end of what is needed first.
     Landmark,
+}
+
+/// A process with the command line of an engine, until it is dropped.
+pub(super) struct Engine(Child);
+
+impl Engine {
+    /// A shell that reads until its input ends, whatever words stand behind its script.
+    pub(super) fn starts(words: &[&str]) -> Self {
+        let shell = Command::new("sh")
+            .args(["-c", "read line", "podman"])
+            .args(words)
+            .stdin(Stdio::piped())
+            .spawn();
+        let engine = Self(shell.unwrap());
+        // The kernel answers the parent a moment before the child has its words.
+        while fs::read(format!("/proc/{}/cmdline", engine.id()))
+            .unwrap()
+            .is_empty()
+        {
+            std::thread::yield_now();
+        }
+        engine
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A file of one page.

@@ -40,6 +40,10 @@ fn main() -> ExitCode {
         trial("contract_with_the_toc_digest", protocol::by_toc_digest),
         trial("ordinary_images_are_left_to_the_engine", protocol::ordinary),
         trial("names_that_are_none_are_refused", protocol::refused_names),
+        trial(
+            "each_engine_that_starts_is_seen",
+            protocol::engines_are_seen,
+        ),
         trial("reads_are_whole", reads::whole),
         trial("who_reads_on_is_met_on_the_way", reads::followed),
         trial("wrong_bytes_never_reach_a_reader", reads::wrong_bytes),

@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
+    process::{Command, Stdio},
 };
 
 use forelayer_tests::fixtures::{Entry, Layer, Lazy};
@@ -163,6 +164,21 @@ pub(crate) fn ordinary() -> Result<(), Failed> {
     let lazy = Layer::build(&[Entry::file("f", "x")], &Lazy::estargz())?;
     let late = lab.publish("late", std::slice::from_ref(&lazy));
     fs::metadata(lab.target(&late, &lazy.digest).join("diff"))?;
+    Ok(())
+}
+
+/// The first thing that an engine does with the store: `stat` of its directory.
+pub(crate) fn engines_are_seen() -> Result<(), Failed> {
+    let mut lab = Lab::new();
+    let store = lab.paths.target(forelayer::mount::MountName::Control);
+    for _ in 0..3 {
+        let mut stat = Command::new("stat");
+        let mut engine = stat.arg(&store).stdout(Stdio::null()).spawn()?;
+        assert!(engine.wait()?.success());
+        let seen = format!("seen {}", engine.id());
+        let heard = lab.store.events();
+        assert!(heard.contains(&seen), "{seen}: {heard:?}");
+    }
     Ok(())
 }
 

@@ -72,6 +72,9 @@ fn say(text: &str) {
 struct Told;
 
 impl als::Hooks for Told {
+    fn seen(&self, pid: u32) {
+        say(&format!("event seen {pid}"));
+    }
     fn mounted(&self, layer: &Arc<Layer>) -> Option<BoxFuture<'static, ()>> {
         say(&format!("event mounted {}", layer.slot));
         // Made where it is awaited: this is called on a thread outside the runtime.

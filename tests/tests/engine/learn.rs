@@ -177,6 +177,30 @@ fn second_start(lab: &Lab, generation: Generation, format: Format) -> Result<()>
         "{} chunks were predicted, {accounted} accounted for",
         second.predicted
     );
+    command_line_is_enough(lab, &mut store, generation, &reference)
+}
+
+/// An engine that names a learned image, and may not pull it: the store has looked it up all the same, nobody having
+/// asked it for a layer.
+fn command_line_is_enough(
+    lab: &Lab,
+    store: &mut Store<'_>,
+    generation: Generation,
+    reference: &str,
+) -> Result<()> {
+    store.stop()?;
+    store.forget()?;
+    store.start()?;
+    let podman = lab.podman(generation, Some(&store.mount()))?;
+    let output = podman.output(&["run", "--pull=never", reference])?;
+    ensure!(!output.success, "there was an image already");
+    process::until("the image's layers", PATIENCE, || {
+        Ok((store.metric("forelayer_layers")? >= 2.0).then_some(()))
+    })?;
+    for result in ["served", "no", "refused", "failed"] {
+        let lookups = store.metric(&format!("forelayer_lookups_total{{result=\"{result}\"}}"))?;
+        ensure!(lookups == 0.0, "{lookups} lookups: {result}");
+    }
     Ok(())
 }
 

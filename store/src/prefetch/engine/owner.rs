@@ -64,6 +64,9 @@ pub(super) enum Event {
         reference: String,
         key: Digest,
     },
+    Expected {
+        reference: String,
+    },
     Mounted {
         slot: u32,
     },
@@ -143,6 +146,7 @@ impl Owner {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Mounted { slot }) => self.mounted(slot),
                 Ok(Event::Searched { reference, key }) => self.searched(&reference, &key),
+                Ok(Event::Expected { reference }) => self.expected(&reference),
                 Ok(Event::Resolved { reference, layers }) => self.begin(Some(&reference), layers),
                 Ok(Event::Started(started)) => self.started(started),
                 Ok(Event::Trace { trace, reply }) => {

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod commands;
 mod narrow;
 
 use forelayer_profiler::protocol::{Access, Container, Level, Touch};
@@ -21,7 +22,11 @@ const ITEMS: fn() -> Vec<Item> = || {
     ]
 };
 
-struct Shelf(Vec<(String, Vec<Arc<Layer>>)>);
+/// The images, and who is told of those that are expected.
+struct Shelf(
+    Vec<(String, Vec<Arc<Layer>>)>,
+    mpsc::UnboundedSender<(String, Digest)>,
+);
 
 impl Library for Shelf {
     fn layer(&self, slot: u32) -> Option<Arc<Layer>> {
@@ -44,6 +49,9 @@ impl Library for Shelf {
             .find(|(name, _)| *name == reference)
             .map(|(_, layers)| layers.clone());
         Box::pin(async move { found.ok_or_else(|| format!("no image {reference}")) })
+    }
+    fn expect(self: Arc<Self>, reference: String, key: Digest) {
+        self.1.send((reference, key)).unwrap();
     }
     fn metadata(&self, _: &str) -> Option<Metadata> {
         None
@@ -91,6 +99,7 @@ struct Case {
     base: Arc<Layer>,
     prefetcher: Prefetcher,
     plans: mpsc::UnboundedReceiver<(String, Vec<(u32, u32)>)>,
+    expected: mpsc::UnboundedReceiver<(String, Digest)>,
     metrics: Arc<Metrics>,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -124,10 +133,11 @@ fn start_on(
     let layer = place.layer(9, &ITEMS());
     let base = place.layer(4, &ITEMS());
     let (told, plans) = mpsc::unbounded_channel();
+    let (expects, expected) = mpsc::unbounded_channel();
     let metrics = Arc::new(Metrics::new());
     let stop = CancellationToken::new();
     let parts = Parts {
-        library: Arc::new(Shelf(images(&layer, &base))),
+        library: Arc::new(Shelf(images(&layer, &base), expects)),
         lanes: lanes(told),
         pages: None,
         names: Arc::default(),
@@ -147,6 +157,7 @@ fn start_on(
         base,
         prefetcher,
         plans,
+        expected,
         metrics,
         _stop: stop.drop_guard(),
     }

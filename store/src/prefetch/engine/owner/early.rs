@@ -1,8 +1,9 @@
-//! What is asked for while an image is being looked up, before its plan: started with the first lookup, kept beside the
-//! profiles when a start was learned.
+//! What is asked for while an image is being looked up, before its plan: started with the first lookup, or
+//! when an engine's command line names the image; kept beside the profiles when a start was learned.
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -46,20 +47,49 @@ impl EarlyAnswers {
 impl Owner {
     /// A registry is being asked for an image: what a pull of it needed last time is asked for too.
     pub(super) fn searched(&mut self, reference: &str, key: &Digest) {
-        let config = &self.parts.config;
-        if !config.enabled || config.early_bytes == 0 || self.early.0.contains_key(reference) {
+        if self.early.0.contains_key(reference) {
             return;
         }
-        let requests = match EarlyRequests::load(&self.parts.early_dir, reference) {
-            Ok(requests) => requests.filter(|requests| requests.metadata.keys.contains(key)),
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "nothing is asked for before the manifest is there"
-                );
-                None
-            }
+        let requests = self.kept(reference);
+        let requests = requests.filter(|requests| requests.metadata.keys.contains(key));
+        self.ask(reference, requests);
+    }
+
+    /// An engine that starts is going to pull an image: it is looked up now, with what a pull of it needed last time.
+    pub(super) fn expected(&mut self, reference: &str) {
+        let images = self.parts.library.images();
+        if self.early.0.contains_key(reference) || images.iter().any(|(name, _)| name == reference)
+        {
+            return;
+        }
+        let Some(requests) = self.kept(reference) else {
+            return;
         };
+        let Some(key) = requests.metadata.keys.first().copied() else {
+            return;
+        };
+        tracing::debug!(reference, "an engine is about to pull an image");
+        self.ask(reference, Some(requests));
+        let _runtime = self.runtime.enter();
+        Arc::clone(&self.parts.library).expect(reference.to_owned(), key);
+    }
+
+    /// What is kept of an image, if it may be used.
+    fn kept(&self, reference: &str) -> Option<EarlyRequests> {
+        let config = &self.parts.config;
+        if !config.enabled || config.early_bytes == 0 {
+            return None;
+        }
+        EarlyRequests::load(&self.parts.early_dir, reference).unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "nothing is asked for before the manifest is there"
+            );
+            None
+        })
+    }
+
+    fn ask(&mut self, reference: &str, requests: Option<EarlyRequests>) {
         let known: HashSet<Digest> = (self.parts.library.images().iter())
             .flat_map(|(_, layers)| layers.iter().map(|layer| *layer.blob()))
             .collect();
@@ -74,7 +104,7 @@ impl Owner {
     }
 
     /// Keeps what the next pull of an image asks for first.
-    pub(super) fn keep_early(&mut self, reference: &str, layers: &[std::sync::Arc<Layer>]) {
+    pub(super) fn keep_early(&mut self, reference: &str, layers: &[Arc<Layer>]) {
         let budget = self.parts.config.early_bytes;
         let Some(metadata) = self
             .parts
