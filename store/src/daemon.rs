@@ -277,7 +277,7 @@ async fn stop_mounts(mounts: Mounts) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// What happens when an engine looks an image up: its plan starts, and the rest of it follows.
+/// What happens when an engine looks an image up, or is about to: its plan starts, and when it does, the rest follows.
 fn follow(images: &Arc<Images>, fetcher: &Fetcher, prefetcher: &Prefetcher, background: bool) {
     if background {
         // Also what an earlier life of the store left unfinished.
@@ -293,9 +293,9 @@ fn follow(images: &Arc<Images>, fetcher: &Fetcher, prefetcher: &Prefetcher, back
         searcher.searched(reference, key);
     }));
     let (fetcher, prefetcher) = (fetcher.clone(), prefetcher.clone());
-    images.on_lookup(Box::new(move |image| {
+    images.on_lookup(Box::new(move |image, asked| {
         prefetcher.resolved(image.reference(), &image.layers);
-        if background {
+        if background && asked {
             image
                 .layers
                 .iter()

@@ -58,8 +58,8 @@ impl Image {
     }
 }
 
-/// Told of every lookup that is served, with the image: the pull of it has begun.
-pub type OnLookup = Box<dyn Fn(&Arc<Image>) + Send + Sync>;
+/// Told of every lookup that is served, with the image and whether an engine asked: its pull has begun, or is expected.
+pub type OnLookup = Box<dyn Fn(&Arc<Image>, bool) + Send + Sync>;
 
 /// Told of every lookup that must ask the registry, with the reference and the digest that is looked up.
 pub type OnSearch = Box<dyn Fn(&str, &Digest) + Send + Sync>;
@@ -170,12 +170,7 @@ impl Images {
             .get_or_create(&ByLookup { result })
             .inc();
         match &outcome {
-            Ok(_) => {
-                let image = self.image(reference);
-                if let (Some(told), Some(image)) = (self.on_lookup.get(), image) {
-                    told(&image);
-                }
-            }
+            Ok(_) => self.tell(reference, true),
             Err(error) if result == LookupResult::No => {
                 tracing::debug!(%error, "the engine is to pull normally");
             }
@@ -187,8 +182,15 @@ impl Images {
     /// An engine is about to look this image up, by this digest or another of its layers: its lookups then find it
     /// resolved, or on its way. Whatever comes of it, they tell it.
     pub async fn expect(&self, reference: &str, key: &Digest) {
-        if let Err(error) = self.find(reference, key).await {
-            tracing::debug!(reference, %key, %error, "an image that was expected");
+        match self.find(reference, key).await {
+            Ok(_) => self.tell(reference, false),
+            Err(error) => tracing::debug!(reference, %key, %error, "an image that was expected"),
+        }
+    }
+
+    fn tell(&self, reference: &str, asked: bool) {
+        if let (Some(told), Some(image)) = (self.on_lookup.get(), self.image(reference)) {
+            told(&image, asked);
         }
     }
 

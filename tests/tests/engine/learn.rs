@@ -180,8 +180,8 @@ fn second_start(lab: &Lab, generation: Generation, format: Format) -> Result<()>
     command_line_is_enough(lab, &mut store, generation, &reference)
 }
 
-/// An engine that names a learned image, and may not pull it: the store has looked it up all the same, nobody having
-/// asked it for a layer.
+/// An engine that names a learned image, and may not pull it: the store has looked it up all the same and follows its
+/// plan, nobody having asked it for a layer.
 fn command_line_is_enough(
     lab: &Lab,
     store: &mut Store<'_>,
@@ -196,6 +196,10 @@ fn command_line_is_enough(
     ensure!(!output.success, "there was an image already");
     process::until("the image's layers", PATIENCE, || {
         Ok((store.metric("forelayer_layers")? >= 2.0).then_some(()))
+    })?;
+    process::until("what is predicted of it", PATIENCE, || {
+        let predicted = store.metric("forelayer_chunks_total{lane=\"predicted\"}")?;
+        Ok((predicted > 0.0).then_some(()))
     })?;
     for result in ["served", "no", "refused", "failed"] {
         let lookups = store.metric(&format!("forelayer_lookups_total{{result=\"{result}\"}}"))?;
