@@ -35,7 +35,7 @@ pub use warm::{Warm, WarmError};
 
 /// What the mounts tell the rest of the store. Called on the threads that read the kernel's requests: must not wait.
 pub trait Hooks: Send + Sync + 'static {
-    /// The process `_pid` looked at the store's directory, as engines do when they start.
+    /// The process `_pid` of root's (0: unknown) looked at the store's directory, as engines do when they start.
     fn seen(&self, _pid: u32) {}
     /// An overlay is being mounted on this layer: a container starts in 0.1 to 0.3 s. The kernel's answer waits for
     /// the future (a witness that attaches), for at most [`Parts::attach_wait`].

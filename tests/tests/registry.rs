@@ -6,6 +6,8 @@
 mod ahead;
 #[path = "registry/credentials.rs"]
 mod credentials;
+#[path = "registry/expected.rs"]
+mod expected;
 #[path = "registry/images.rs"]
 mod images;
 #[path = "registry/redirects.rs"]
@@ -478,6 +480,29 @@ async fn silence_ends_at_the_configured_bound() {
     assert!(early, "{error}");
     tells(&error, &["nothing arrived for"]);
     assert_eq!(error.retry(), Some(Duration::ZERO));
+}
+
+#[tokio::test]
+async fn metadata_that_drips_ends_at_a_bound_of_its_own() {
+    let bench = Bench::with(&config::Registry {
+        read_timeout: Duration::from_millis(500),
+        ..config::Registry::default()
+    });
+    // Never silent for long, and 20 seconds in all.
+    bench.fault(Fault::Drip {
+        every: Duration::from_millis(20),
+    });
+    let small = bench.server.content().add_blob(noise(1000));
+    let small: Digest = small.parse().unwrap();
+    let (client, repository, size) = (&bench.client, bench.repository(), BLOB as u64);
+    let part = client.part(&repository, &bench.large, size, 0..1000);
+    let blob = client.blob(&repository, &small, 10_000);
+    let (part, blob) = tokio::join!(part, blob);
+    for error in [part.unwrap_err(), blob.unwrap_err()] {
+        let early = matches!(&*error.failure, Failure::EarlyEnd { .. });
+        assert!(early, "{error}");
+        tells(&error, &["16 KiB a second"]);
+    }
 }
 
 #[tokio::test]

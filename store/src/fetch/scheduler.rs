@@ -524,11 +524,30 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         self.background.awaiting.remove(&layer);
     }
 
+    /// Whether somebody waits for what can come now: whoever is in a pause that a registry asked for, or that grew with
+    /// its failures, gains nothing from others standing still.
+    fn readers(&self, now: Duration) -> bool {
+        if self.waiting.is_empty() {
+            return !self.demands.is_empty();
+        }
+        let mut paused: BTreeSet<DemandId> = BTreeSet::new();
+        for Reverse((until, layer, chunk)) in &self.waiting {
+            let want = self.layers[*layer].wants.get(chunk);
+            let waits = want.filter(|want| {
+                matches!(want.status, want::Status::Waiting { until: own, .. } if own == *until)
+            });
+            if *until > now + UNANSWERED {
+                paused.extend(waits.into_iter().flat_map(|want| &want.demands));
+            }
+        }
+        self.demands.keys().any(|demand| !paused.contains(demand))
+    }
+
     /// While a reader waits, no body is read that only the background wants; while the reader's own bytes come, none
     /// that only lies near to what others waited for. A host that works at a few requests at once may have taken on
     /// those that stand still and not the reader's: then they go on until it answers.
     fn hold(&mut self, now: Duration) {
-        let demands = !self.demands.is_empty();
+        let demands = self.readers(now);
         let running = self.running.values();
         let flowing: Vec<String> = running
             .filter(|running| running.demanded > 0 && running.flowing)

@@ -41,6 +41,19 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
+    /// The outcome of the flight for `key` that runs, or ended and is still remembered; `None` if there is none. It is
+    /// waited for as in [`Flights::join`].
+    pub(super) async fn existing(&self, key: &str, patience: Duration) -> Option<Landed<T>> {
+        let (receiver, since) = match self.state.lock().get(key) {
+            Some(Flight::Ended { outcome, until }) if *until > Instant::now() => {
+                return Some(Landed::Outcome(outcome.clone()));
+            }
+            Some(Flight::Running { outcome, since }) => (outcome.clone(), *since),
+            _ => return None,
+        };
+        Some(landing(receiver, patience.saturating_sub(since.elapsed())).await)
+    }
+
     /// The outcome of the flight for `key`: of the one that runs, of one that ended and is still remembered, or of a
     /// new one made by `start`. The flight goes on when the caller stops waiting. `patience`: how long a flight may
     /// take; who joins later waits only for what is left of that, so that an image of many layers whose registry does
@@ -55,7 +68,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let (mut receiver, since) = {
+        let (receiver, since) = {
             let mut state = self.state.lock();
             let now = Instant::now();
             // Ended flights leave with the next one that starts, so the table does not grow with time.
@@ -101,15 +114,19 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                 }
             }
         };
-        let left = patience.saturating_sub(since.elapsed());
-        // The sender goes away only after it sent, or with a panic inside the flight: then there is no outcome.
-        match tokio::time::timeout(left, receiver.wait_for(Option::is_some)).await {
-            Ok(outcome) => outcome
-                .ok()
-                .and_then(|outcome| outcome.clone())
-                .map_or(Landed::Lost, Landed::Outcome),
-            Err(_) => Landed::Late,
-        }
+        landing(receiver, patience.saturating_sub(since.elapsed())).await
+    }
+}
+
+/// What comes of a flight within a time.
+async fn landing<T: Clone>(mut receiver: watch::Receiver<Option<T>>, left: Duration) -> Landed<T> {
+    // The sender goes away only after it sent, or with a panic inside the flight: then there is no outcome.
+    match tokio::time::timeout(left, receiver.wait_for(Option::is_some)).await {
+        Ok(outcome) => outcome
+            .ok()
+            .and_then(|outcome| outcome.clone())
+            .map_or(Landed::Lost, Landed::Outcome),
+        Err(_) => Landed::Late,
     }
 }
 
@@ -151,6 +168,36 @@ mod tests {
             let join = flights.join("b", PATIENCE, no_memory, move || async move { outcome });
             assert_eq!(join.await, Landed::Outcome(outcome));
         }
+    }
+
+    #[tokio::test]
+    async fn a_flight_is_joined_only_where_there_is_one() {
+        let flights = Flights::<u32>::new();
+        assert_eq!(flights.existing("a", PATIENCE).await, None);
+        let (land, landed) = tokio::sync::oneshot::channel();
+        let remember = |outcome: &u32| Duration::from_secs(u64::from(*outcome));
+        let first = flights.join("a", PATIENCE, remember, || async {
+            landed.await.expect("it is sent below")
+        });
+        let joined = async {
+            tokio::task::yield_now().await;
+            let joined = flights.existing("a", PATIENCE);
+            land.send(3600).expect("the flight waits for it");
+            joined.await
+        };
+        let there = Landed::Outcome(3600);
+        assert_eq!(tokio::join!(first, joined), (there, Some(there)));
+        assert_eq!(
+            flights.existing("a", PATIENCE).await,
+            Some(there),
+            "it is remembered"
+        );
+        flights.join("b", PATIENCE, remember, || async { 0 }).await;
+        assert_eq!(
+            flights.existing("b", PATIENCE).await,
+            None,
+            "and this is not"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,6 +28,33 @@ use crate::{
 /// the bound is for memory.
 const ORDINARY_REMEMBERED: Duration = Duration::from_secs(600);
 
+/// How long an image that is expected may take: nobody waits for it.
+const EXPECTED: Duration = Duration::from_secs(3600);
+
+/// Why a reference is resolved; flights of one kind and reference are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flight {
+    /// An engine looks a layer of it up.
+    Image,
+    /// An engine looks up this layer, which the image's flight does not list.
+    Layer(Digest),
+    /// An engine is about to.
+    Expected,
+    /// Somebody wants to know what it means at this moment: not what a tag meant before.
+    Now,
+}
+
+impl Flight {
+    fn name(self, reference: &str) -> String {
+        match self {
+            Self::Image => reference.to_owned(),
+            Self::Layer(key) => format!("{reference} {key}"),
+            Self::Expected => format!("expected {reference}"),
+            Self::Now => format!("now {reference}"),
+        }
+    }
+}
+
 /// What an engine gets for (reference, digest): everything `info` says, and the tree.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -180,12 +207,17 @@ impl Images {
     }
 
     /// An engine is about to look this image up, by this digest or another of its layers: its lookups then find it
-    /// resolved, or on its way. Whatever comes of it, they tell it.
-    pub async fn expect(&self, reference: &str, key: &Digest) {
-        match self.find(reference, key).await {
+    /// resolved, or on its way. Answers whether it is there; what went wrong is nobody's failure, and not remembered.
+    pub async fn expect(&self, reference: &str, key: &Digest) -> bool {
+        let expected = self.fly(Flight::Expected, reference, Some(key)).await;
+        match expected {
             Ok(_) => self.tell(reference, false),
-            Err(error) => tracing::debug!(reference, %key, %error, "an image that was expected"),
+            Err(error) => {
+                tracing::debug!(reference, %key, %error, "an image that was expected");
+                return false;
+            }
         }
+        true
     }
 
     fn tell(&self, reference: &str, asked: bool) {
@@ -201,44 +233,59 @@ impl Images {
         if let Some(told) = self.on_search.get() {
             told(reference, key);
         }
+        let not_in_image = || LookupError::NotInImage {
+            reference: reference.to_owned(),
+            key: *key,
+        };
+        let found = |resolution: &Resolution| {
+            let verdict = verdict(resolution, reference, key)?;
+            Some(verdict.and_then(|()| self.recorded(reference, key).ok_or_else(not_in_image)))
+        };
+        // What came of expecting the image counts where it says what the layer is; failures were not the engine's.
+        let (expected, after) = (Flight::Expected.name(reference), self.config.timeout);
+        match self.flights.existing(&expected, after).await {
+            Some(Landed::Outcome(Ok(resolution))) => match found(&resolution) {
+                Some(Ok(record)) => return Ok(record),
+                Some(Err(error)) if error.result() == LookupResult::No => return Err(error),
+                Some(Err(_)) | None => {}
+            },
+            Some(Landed::Late) => {
+                return Err(LookupError::Timeout {
+                    reference: reference.to_owned(),
+                    after,
+                });
+            }
+            Some(Landed::Outcome(Err(_)) | Landed::Lost) | None => {}
+        }
         // A flight for another platform's layer of the same index does not list this one: then one of its own follows.
-        for flight in [reference.to_owned(), format!("{reference} {key}")] {
-            let resolution = match self.fly(&flight, reference, Some(key)).await {
+        for flight in [Flight::Image, Flight::Layer(*key)] {
+            let resolution = match self.fly(flight, reference, Some(key)).await {
                 Ok(resolution) => resolution,
                 Err(LookupError::NotInImage { key: other, .. }) if other != *key => continue,
                 Err(error) => return Err(error),
             };
-            match verdict(&resolution, reference, key) {
-                Some(Ok(())) => {
-                    return self
-                        .recorded(reference, key)
-                        .ok_or_else(|| LookupError::NotInImage {
-                            reference: reference.to_owned(),
-                            key: *key,
-                        });
-                }
-                Some(Err(error)) => return Err(error),
-                None => {}
+            if let Some(found) = found(&resolution) {
+                return found;
             }
         }
-        Err(LookupError::NotInImage {
-            reference: reference.to_owned(),
-            key: *key,
-        })
+        Err(not_in_image())
     }
 
     async fn fly(
         &self,
-        flight: &str,
+        flight: Flight,
         reference: &str,
         key: Option<&Digest>,
     ) -> Result<Arc<Resolution>, LookupError> {
-        let (after, retry_delay) = (self.config.timeout, self.config.retry_delay);
-        let now = key.is_none();
-        let remember = move |outcome: &Result<Arc<Resolution>, LookupError>| match outcome {
+        let (mut after, retry_delay) = (self.config.timeout, self.config.retry_delay);
+        if flight == Flight::Expected {
+            after = EXPECTED;
+        }
+        let remember = move |outcome: &Result<Arc<Resolution>, LookupError>| match (outcome, flight)
+        {
             // Asked for now: it says what a tag means at this moment and nothing else.
-            _ if now => Duration::ZERO,
-            Ok(resolution)
+            (_, Flight::Now) => Duration::ZERO,
+            (Ok(resolution), _)
                 if resolution
                     .layers
                     .iter()
@@ -246,13 +293,15 @@ impl Images {
             {
                 ORDINARY_REMEMBERED
             }
+            (_, Flight::Expected) => Duration::ZERO,
             _ => retry_delay,
         };
         let (resolver, registrar) = (Arc::clone(&self.resolver), self.registrar.clone());
         let (text, key) = (reference.to_owned(), key.copied());
+        let name = flight.name(reference);
         let flying = self
             .flights
-            .join(flight, after, remember, move || async move {
+            .join(&name, after, remember, move || async move {
                 let (mut resolution, staged) = resolver.resolve(&text, key.as_ref()).await?;
                 // Not an outcome to remember: the tag may be pushed to the next moment.
                 if let Some(key) = key
@@ -291,9 +340,7 @@ impl Images {
     pub async fn resolve(&self, reference: &str) -> Result<Arc<Image>, LookupError> {
         let reference = resolve::parse(reference)?.to_string();
         let reference = reference.as_str();
-        // Not the flight of lookups: one that is remembered may be of what the tag meant before.
-        let flight = format!("now {reference}");
-        let resolution = self.fly(&flight, reference, None).await?;
+        let resolution = self.fly(Flight::Now, reference, None).await?;
         if let Some(image) = self.image(reference) {
             return Ok(image);
         }

@@ -53,9 +53,11 @@ pub trait Library: Send + Sync + 'static {
         self: Arc<Self>,
         reference: String,
     ) -> BoxFuture<'static, Result<Vec<Arc<Layer>>, String>>;
-    /// An engine is about to look this image up, by this digest or another of its layers: looks it up for it. Called within
-    /// a runtime.
-    fn expect(self: Arc<Self>, reference: String, key: Digest);
+    /// Whether any layer of an image of this name is served.
+    fn knows(&self, reference: &str) -> bool;
+    /// An engine is about to look this image up, by this digest or another of its layers: looks it up for it. Answers
+    /// whether it is there.
+    fn expect(self: Arc<Self>, reference: String, key: Digest) -> BoxFuture<'static, bool>;
     /// What a pull of an image asks its registry for before its layers are known.
     fn metadata(&self, reference: &str) -> Option<Metadata>;
 }
@@ -81,8 +83,11 @@ impl Library for Images {
             }
         })
     }
-    fn expect(self: Arc<Self>, reference: String, key: Digest) {
-        tokio::spawn(async move { Self::expect(&self, &reference, &key).await });
+    fn knows(&self, reference: &str) -> bool {
+        self.image(reference).is_some()
+    }
+    fn expect(self: Arc<Self>, reference: String, key: Digest) -> BoxFuture<'static, bool> {
+        Box::pin(async move { Self::expect(&self, &reference, &key).await })
     }
     fn metadata(&self, reference: &str) -> Option<Metadata> {
         Self::metadata(self, reference)

@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     sync::Arc,
 };
@@ -38,19 +39,22 @@ pub(super) enum Item {
 pub(super) struct Engine(Child);
 
 impl Engine {
-    /// A shell that reads until its input ends, whatever words stand behind its script.
-    pub(super) fn starts(words: &[&str]) -> Self {
+    /// The command `podman -vs` with these arguments: a shell that reads from its input (`s`), which does not end,
+    /// whatever the arguments are.
+    pub(super) fn starts(arguments: &[&str]) -> Self {
         let shell = Command::new("sh")
-            .args(["-c", "read line", "podman"])
-            .args(words)
+            .arg0("podman")
+            .arg("-vs")
+            .args(arguments)
             .stdin(Stdio::piped())
             .spawn();
-        let engine = Self(shell.unwrap());
+        let mut engine = Self(shell.unwrap());
         // The kernel answers the parent a moment before the child has its words.
         while fs::read(format!("/proc/{}/cmdline", engine.id()))
             .unwrap()
             .is_empty()
         {
+            assert_eq!(engine.0.try_wait().unwrap(), None);
             std::thread::yield_now();
         }
         engine

@@ -86,6 +86,12 @@ impl Ahead {
     pub fn close(&self) {
         self.close.cancel();
     }
+
+    /// Cancelled when it is dropped; cancelling it lets go of everything sooner.
+    #[must_use]
+    pub fn gone(&self) -> CancellationToken {
+        self.gone.clone()
+    }
 }
 
 impl Drop for Ahead {

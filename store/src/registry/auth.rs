@@ -331,7 +331,12 @@ impl Auth {
             host: authority(url),
             cause,
         };
-        while let Some(piece) = self.transport.piece(&mut response).await.map_err(lost)? {
+        let until = self.transport.patience(MAX_TOKEN_ANSWER as u64);
+        let piece = async |response: &mut Response| {
+            let piece = self.transport.piece_until(until, response).await;
+            piece.map_err(lost)
+        };
+        while let Some(piece) = piece(&mut response).await? {
             body.extend_from_slice(&piece);
             if body.len() > MAX_TOKEN_ANSWER {
                 let limit = MAX_TOKEN_ANSWER as u64;

@@ -281,8 +281,9 @@ impl Inner {
             }));
         }
         let mut body = bytes::BytesMut::new();
+        let until = self.transport.patience(announced.unwrap_or(max));
         loop {
-            match self.transport.piece(&mut response).await {
+            match self.transport.piece_until(until, &mut response).await {
                 Ok(Some(piece)) => body.extend_from_slice(&piece),
                 Ok(None) => break,
                 Err(cause) => {

@@ -17,7 +17,7 @@ use super::{
     ahead::Piece,
     ask,
     error::{Failure, Question},
-    transport::{Transport, authority, is_html},
+    transport::{TOO_SLOW, Transport, authority, is_html},
 };
 use crate::{
     digest::Digest,
@@ -273,14 +273,18 @@ impl RangeBody {
         })))
     }
 
-    /// Puts all of it, `wanted` bytes, into `all` and nothing else.
+    /// Puts all of it, `wanted` bytes, into `all` and nothing else. Whoever sends it byte by byte is not waited for.
     pub(super) async fn collect(mut self, all: &mut BytesMut) -> Result<(), RegistryError> {
         all.clear();
         all.reserve(usize::try_from(self.wanted).unwrap_or(0));
-        while let Some(piece) = self.next().await {
-            all.extend_from_slice(&piece?);
+        let until = self.transport.patience(self.wanted);
+        loop {
+            let next = tokio::time::timeout_at(until, self.next()).await;
+            match next.unwrap_or_else(|_| self.early(TOO_SLOW.to_owned())) {
+                Some(piece) => all.extend_from_slice(&piece?),
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
     redirect,
 };
+use tokio::time::Instant;
 use url::Url;
 
 use super::{
@@ -29,6 +30,16 @@ const EXCERPT_SHOWN: usize = 200;
 /// How much is read of a body that nobody wants, to keep its connection. Those of redirects and refusals are shorter;
 /// for a longer one a new connection is cheaper.
 const UNWANTED_READ: usize = 64 << 10;
+
+/// Who sends fewer bytes a second than this, byte by byte, would keep readers and memory for as long as it likes.
+const SLOWEST: u64 = 16 << 10;
+/// What is said of them.
+pub(super) const TOO_SLOW: &str = "it came more slowly than 16 KiB a second";
+
+/// How long so many bytes may take to come: `start` whatever their number, and what they take at 16 KiB a second.
+pub(crate) const fn allowed(start: Duration, bytes: u64) -> Duration {
+    start.saturating_add(Duration::from_secs(bytes / SLOWEST))
+}
 
 /// The HTTP clients and the rules for their use.
 #[derive(Debug)]
@@ -157,6 +168,22 @@ impl Transport {
         }
     }
 
+    /// Until when a body of so many bytes at most, asked for now, is waited for. A lookup that never ends would keep its
+    /// image from every later one.
+    pub(super) fn patience(&self, bytes: u64) -> Instant {
+        Instant::now() + allowed(self.read_timeout, bytes)
+    }
+
+    /// The next piece of a body that must be there by then.
+    pub(super) async fn piece_until(
+        &self,
+        until: Instant,
+        response: &mut Response,
+    ) -> Result<Option<bytes::Bytes>, String> {
+        (tokio::time::timeout_at(until, self.piece(response)).await)
+            .unwrap_or_else(|_| Err(TOO_SLOW.to_owned()))
+    }
+
     /// Reads the rest of an answer that nobody wants, so that its connection can be used again; what is long or slow
     /// is closed instead. The bound is on the whole: a body that trickles must not hold a lookup.
     pub(super) async fn finish(&self, mut response: Response) {
@@ -202,8 +229,9 @@ impl Transport {
 
     async fn excerpt(&self, mut response: Response) -> String {
         let mut body = Vec::new();
+        let until = self.patience(EXCERPT_READ as u64);
         while body.len() < EXCERPT_READ {
-            match self.piece(&mut response).await {
+            match self.piece_until(until, &mut response).await {
                 Ok(Some(piece)) => body.extend_from_slice(&piece),
                 Ok(None) | Err(_) => break,
             }

@@ -109,6 +109,10 @@ impl Sending {
         {
             piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
+        if let (Some(Fault::Drip { every }), Source::Blob { .. }) = (&self.fault, &self.source) {
+            tokio::time::sleep(*every).await;
+            piece.truncate(1);
+        }
         if let Some(Fault::FlipBit { offset }) = self.fault
             && let Some(at) = offset.checked_sub(self.position)
             && at < piece.len() as u64

@@ -1,5 +1,7 @@
 //! What the registry does wrong, by rule: which requests, which fault, how often.
 
+use std::time::Duration;
+
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -27,6 +29,11 @@ pub enum Fault {
     Stall {
         /// Bytes that are sent.
         after: u64,
+    },
+    /// A blob comes byte by byte, each after this time.
+    Drip {
+        /// Before each byte.
+        every: Duration,
     },
     /// No answer, and the connection stays open.
     Silence,

@@ -16,14 +16,14 @@ use forelayer_tests::{
 };
 
 /// A registry, and a store without mounts.
-struct Bench {
-    server: Server,
-    images: Arc<Images>,
+pub(super) struct Bench {
+    pub(super) server: Server,
+    pub(super) images: Arc<Images>,
     state: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(config::Lookup::default())
     }
 
@@ -50,11 +50,15 @@ impl Bench {
     }
 
     /// Publishes an image of these layers as the repository's `latest`; answers its reference.
-    fn publish(&self, repository: &str, layers: &[Layer]) -> String {
+    pub(super) fn publish(&self, repository: &str, layers: &[Layer]) -> String {
         publish(&self.server, repository, layers)
     }
 
-    async fn lookup(&self, reference: &str, layer: &Layer) -> Result<Digest, LookupError> {
+    pub(super) async fn lookup(
+        &self,
+        reference: &str,
+        layer: &Layer,
+    ) -> Result<Digest, LookupError> {
         let record = self.images.lookup(reference, &key(layer)).await?;
         Ok(record.layer.index.facts().toc)
     }
@@ -72,15 +76,15 @@ fn publish(server: &Server, repository: &str, layers: &[Layer]) -> String {
     format!("{}/{repository}:latest", server.host())
 }
 
-fn key(layer: &Layer) -> Digest {
+pub(super) fn key(layer: &Layer) -> Digest {
     layer.digest.parse().unwrap()
 }
 
-fn toc(layer: &Layer) -> Digest {
+pub(super) fn toc(layer: &Layer) -> Digest {
     layer.toc_digest.parse().unwrap()
 }
 
-fn layer(content: &str, lazy: &Lazy) -> Layer {
+pub(super) fn layer(content: &str, lazy: &Lazy) -> Layer {
     let entries = [
         Entry::dir("etc"),
         Entry::file("etc/motd", content.to_owned()),

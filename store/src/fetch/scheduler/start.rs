@@ -110,9 +110,9 @@ impl<B: Blob + ?Sized> Scheduler<B> {
         true
     }
 
-    /// Whether the background may ask for anything: nobody waits, and no plan is being followed.
+    /// Whether the background may ask for anything: nobody waits for what can come, and no plan is being followed.
     fn may_follow(&self, now: Duration) -> bool {
-        !self.background.paused && self.demands.is_empty() && !self.follows_a_plan(now)
+        !self.background.paused && !self.readers(now) && !self.follows_a_plan(now)
     }
 
     fn start_predicted(&mut self, now: Duration) -> bool {

@@ -50,8 +50,12 @@ impl Library for Shelf {
             .map(|(_, layers)| layers.clone());
         Box::pin(async move { found.ok_or_else(|| format!("no image {reference}")) })
     }
-    fn expect(self: Arc<Self>, reference: String, key: Digest) {
+    fn knows(&self, reference: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == reference)
+    }
+    fn expect(self: Arc<Self>, reference: String, key: Digest) -> BoxFuture<'static, bool> {
         self.1.send((reference, key)).unwrap();
+        Box::pin(async { false })
     }
     fn metadata(&self, _: &str) -> Option<Metadata> {
         None
@@ -87,7 +91,10 @@ impl Lanes for Bringer {
     }
     fn unplanned(&self, _: &Arc<Layer>) {}
     fn forget_arrivals(&self, _: &Layer) {}
-    fn ahead(&self, _: &str, _: &EarlyRequests) -> Option<Ahead> {
+    fn ahead(&self, reference: &str, _: &EarlyRequests) -> Option<Ahead> {
+        self.0
+            .send((format!("early {reference}"), Vec::new()))
+            .unwrap();
         None
     }
 }

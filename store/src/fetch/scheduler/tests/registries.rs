@@ -190,3 +190,28 @@ fn a_plan_goes_on_with_the_registry_that_has_room() {
     bench.complete(0);
     assert_eq!(bench.news(), [(Predicted, vec![15])]);
 }
+
+#[test]
+fn a_reader_in_a_pause_that_its_registry_asked_for_holds_up_no_background() {
+    let mut bench = two(limits());
+    bench.apply([Event::Background { layer: 1 }]);
+    bench.wait(super::super::start::BEFORE_PLAN);
+    let background: Vec<_> = bench.requests.iter().map(|request| request.id).collect();
+    assert!(!background.is_empty());
+    bench.demand(1, 0..1);
+    assert_eq!(bench.held, background);
+    let of_reader = bench.requests.len() - 1;
+    let later = Refusal {
+        why: "429".to_owned(),
+        retry: Some(Duration::from_secs(120)),
+    };
+    bench.end(of_reader, Err(later));
+    assert!(bench.held.is_empty(), "the pause is the reader's own");
+    bench.news();
+    bench.complete(0);
+    assert_eq!(bench.news().len(), 1, "and the background goes on");
+    // At its end the reader comes first again.
+    bench.wait(Duration::from_secs(121));
+    assert_eq!(bench.news()[0], (Demand, vec![0]));
+    assert!(!bench.held.is_empty());
+}

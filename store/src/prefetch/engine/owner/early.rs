@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::Owner;
 use crate::{
     digest::Digest,
@@ -18,15 +20,30 @@ use crate::{
 /// What was asked for ahead of a lookup that does not end is let go of after this time.
 const LOOKUP: Duration = Duration::from_secs(30);
 
-/// What is under way, by image; `None` where there was nothing to ask for, so that the image's other layers, which are
-/// looked up in the same moment, do not look again.
+/// An image that was expected and not found as it was is not expected again within this time.
+const FAILED: Duration = Duration::from_secs(600);
+
+/// What is under way, by image.
 #[derive(Debug, Default)]
-pub(super) struct EarlyAnswers(HashMap<String, (Option<Ahead>, Instant)>);
+pub(super) struct EarlyAnswers(HashMap<String, Answer>);
+
+/// What was asked for of an image.
+#[derive(Debug)]
+struct Answer {
+    /// Nothing where there was nothing to ask for, so that the image's other layers, which are looked up in the same moment,
+    /// do not look again.
+    ahead: Option<Ahead>,
+    until: Instant,
+    /// Digests by which an engine asks for the image that was expected; empty once an engine has asked.
+    expected: Vec<Digest>,
+    /// What was expected is not there.
+    failed: CancellationToken,
+}
 
 impl EarlyAnswers {
     /// The lookup of an image has ended: nothing more is asked for ahead. What is answered holds what came.
     pub(super) fn close(&mut self, reference: &str) -> Option<Ahead> {
-        let (ahead, _) = self.0.remove(reference)?;
+        let ahead = self.0.remove(reference)?.ahead;
         if let Some(ahead) = &ahead {
             ahead.close();
         }
@@ -35,43 +52,61 @@ impl EarlyAnswers {
 
     /// Lets go of what nobody came for.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, (_, until)| *until > now);
+        self.0.retain(|_, answer| {
+            if answer.until <= now {
+                answer.ahead = None;
+            }
+            let failed = answer.failed.is_cancelled() && answer.until + FAILED > now;
+            answer.until > now || failed
+        });
     }
 
     /// When there is something to let go of.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.0.values().map(|(_, until)| *until).min()
+        let held = self.0.values().filter(|answer| answer.ahead.is_some());
+        held.map(|answer| answer.until).min()
     }
 }
 
 impl Owner {
     /// A registry is being asked for an image: what a pull of it needed last time is asked for too.
     pub(super) fn searched(&mut self, reference: &str, key: &Digest) {
-        if self.early.0.contains_key(reference) {
-            return;
+        if let Some(answer) = self.early.0.get_mut(reference) {
+            let expected = std::mem::take(&mut answer.expected);
+            let other = !expected.is_empty() && !expected.contains(key);
+            if !other && !answer.failed.is_cancelled() {
+                return;
+            }
         }
         let requests = self.kept(reference);
         let requests = requests.filter(|requests| requests.metadata.keys.contains(key));
-        self.ask(reference, requests);
+        self.ask(reference, requests, Vec::new());
     }
 
     /// An engine that starts is going to pull an image: it is looked up now, with what a pull of it needed last time.
     pub(super) fn expected(&mut self, reference: &str) {
-        let images = self.parts.library.images();
-        if self.early.0.contains_key(reference) || images.iter().any(|(name, _)| name == reference)
-        {
+        if self.early.0.contains_key(reference) || self.parts.library.knows(reference) {
             return;
         }
-        let Some(requests) = self.kept(reference) else {
-            return;
-        };
-        let Some(key) = requests.metadata.keys.first().copied() else {
+        let requests = self.kept(reference);
+        let keys = (requests.as_ref()).map_or_else(Vec::new, |kept| kept.metadata.keys.clone());
+        let key = keys.first().copied();
+        let answer = self.ask(reference, requests, keys);
+        let failed = answer.failed.clone();
+        let gone = answer.ahead.as_ref().map(Ahead::gone);
+        let Some(key) = key else {
+            failed.cancel();
             return;
         };
         tracing::debug!(reference, "an engine is about to pull an image");
-        self.ask(reference, Some(requests));
-        let _runtime = self.runtime.enter();
-        Arc::clone(&self.parts.library).expect(reference.to_owned(), key);
+        let library = Arc::clone(&self.parts.library);
+        let there = library.expect(reference.to_owned(), key);
+        self.runtime.spawn(async move {
+            if !there.await {
+                failed.cancel();
+                gone.inspect(CancellationToken::cancel);
+            }
+        });
     }
 
     /// What is kept of an image, if it may be used.
@@ -89,7 +124,13 @@ impl Owner {
         })
     }
 
-    fn ask(&mut self, reference: &str, requests: Option<EarlyRequests>) {
+    /// Asks for it, in place of what was asked for of the image.
+    fn ask(
+        &mut self,
+        reference: &str,
+        requests: Option<EarlyRequests>,
+        expected: Vec<Digest>,
+    ) -> &Answer {
         let known: HashSet<Digest> = (self.parts.library.images().iter())
             .flat_map(|(_, layers)| layers.iter().map(|layer| *layer.blob()))
             .collect();
@@ -99,8 +140,14 @@ impl Owner {
         });
         let _runtime = self.runtime.enter();
         let ahead = requests.and_then(|requests| self.parts.lanes.ahead(reference, &requests));
-        let until = Instant::now() + LOOKUP;
-        self.early.0.insert(reference.to_owned(), (ahead, until));
+        let answer = Answer {
+            ahead,
+            until: Instant::now() + LOOKUP,
+            expected,
+            failed: CancellationToken::new(),
+        };
+        let place = self.early.0.entry(reference.to_owned());
+        place.insert_entry(answer).into_mut()
     }
 
     /// Keeps what the next pull of an image asks for first.

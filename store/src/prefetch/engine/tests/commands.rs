@@ -37,14 +37,41 @@ async fn an_image_that_an_engine_is_about_to_pull_is_looked_up_once() {
     for engine in &engines {
         case.prefetcher.seen(engine.id());
     }
-    let next = [case.expected.recv().await, case.expected.recv().await];
-    assert_eq!(
-        next.map(Option::unwrap),
-        [
-            ("h.io/learned:1".to_owned(), keys[1]),
-            ("h.io/last:1".to_owned(), keys[2])
-        ]
-    );
+    for (image, key) in [("h.io/learned:1", keys[1]), ("h.io/last:1", keys[2])] {
+        let early = (format!("early {image}"), Vec::new());
+        assert_eq!(soon(case.plans.recv()).await, early);
+        let expected = soon(case.expected.recv()).await;
+        assert_eq!(expected, (image.to_owned(), key));
+    }
+}
+
+/// What comes; a hang is a failure.
+async fn soon<T>(coming: impl Future<Output = Option<T>>) -> T {
+    let bound = Duration::from_secs(20);
+    tokio::time::timeout(bound, coming).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lookup_of_what_was_not_found_as_expected_asks_early_again() {
+    let mut case = start(config::Prefetch::default());
+    let key = Digest::of(b"toc");
+    keep(&case, "h.io/learned:1", key);
+    let engine = Engine::starts(&["pull", "h.io/learned:1"]);
+    case.prefetcher.seen(engine.id());
+    let early = ("early h.io/learned:1".to_owned(), Vec::new());
+    assert_eq!(soon(case.plans.recv()).await, early);
+    soon(case.expected.recv()).await;
+    // It has failed soon; nothing says when.
+    let again = async {
+        loop {
+            case.prefetcher.searched("h.io/learned:1", &key);
+            let next = tokio::time::timeout(Duration::from_millis(10), case.plans.recv()).await;
+            if let Ok(again) = next {
+                return again;
+            }
+        }
+    };
+    assert_eq!(soon(again).await, early);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
