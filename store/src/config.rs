@@ -190,7 +190,8 @@ pub struct Fetch {
     pub max_gap_bytes: u64,
     /// Compressed bytes behind a miss that nothing predicted, brought along at most; 0: none.
     pub nearby_bytes: u64,
-    /// Threads that decode and verify what nobody waits for yet; half as many more are for readers. 0: one a processor.
+    /// Threads that decode and verify what nobody waits for yet; half as many more are for readers. 0: one a
+    /// processor, but one fewer where there are several.
     pub decode_threads: usize,
     /// Whether the rest of an image follows in the background.
     pub background: bool,

@@ -57,11 +57,12 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads for what is ahead of need, 0: one a processor; and half as many for what a reader waits
+    /// Starts `threads` threads for what is ahead of need, 0: one a processor but one; and half as many for what a reader waits
     /// for.
     pub(super) fn start(threads: usize) -> std::io::Result<Self> {
         let threads = match threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            // What an engine starts meanwhile has a processor to itself: one decodes more than most links carry.
+            0 => std::thread::available_parallelism().map_or(1, |n| (n.get() - 1).max(1)),
             n => n,
         };
         let pool = Self {
