@@ -36,7 +36,6 @@ pub use error::{Asked, Failure, Question, RegistryError};
 pub use range::RangeBody;
 pub(crate) use range::{in_pieces, pieces};
 pub use reference::{Reference, ReferenceError, Repository};
-pub(crate) use transport::allowed;
 
 /// Largest manifest that is read: the limit that engines have.
 pub const MAX_MANIFEST: u64 = 4 << 20;

@@ -501,7 +501,7 @@ async fn metadata_that_drips_ends_at_a_bound_of_its_own() {
     for error in [part.unwrap_err(), blob.unwrap_err()] {
         let early = matches!(&*error.failure, Failure::EarlyEnd { .. });
         assert!(early, "{error}");
-        tells(&error, &["16 KiB a second"]);
+        tells(&error, &["512 bytes a second"]);
     }
 }
 

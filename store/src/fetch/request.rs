@@ -24,7 +24,6 @@ use super::{
 use crate::{
     format::Chunk,
     metrics::{ByLane, Lane, Metrics},
-    registry,
 };
 
 /// What all requests use.
@@ -224,6 +223,9 @@ fn groups(request: &Request<dyn Origin>) -> (VecDeque<Group>, Vec<(u32, String)>
 
 /// A group's bytes may take this long whatever their number: what a registry needs to find them.
 const SLOW_START: Duration = Duration::from_secs(20);
+/// And a second for each so many. Who sends more slowly, byte by byte, would keep readers and memory for as long as it
+/// likes.
+const SLOWEST: u64 = 16 << 10;
 
 /// Reads the body; groups that were complete are taken out of `groups` and handed to the pool.
 async fn read(
@@ -272,7 +274,7 @@ async fn read(
             }
         };
         let bytes = group.span.end.saturating_sub(stream.position);
-        let allowed = registry::allowed(SLOW_START, bytes);
+        let allowed = SLOW_START + Duration::from_secs(bytes / SLOWEST);
         let came = {
             let coming = tokio::time::timeout(allowed, stream.group(group));
             tokio::pin!(coming);

@@ -527,7 +527,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
     /// Whether somebody waits for what can come now: whoever is in a pause that a registry asked for, or that grew with
     /// its failures, gains nothing from others standing still.
     fn readers(&self, now: Duration) -> bool {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() || self.demands.is_empty() {
             return !self.demands.is_empty();
         }
         let mut paused: BTreeSet<DemandId> = BTreeSet::new();

@@ -212,12 +212,9 @@ impl Images {
         let expected = self.fly(Flight::Expected, reference, Some(key)).await;
         match expected {
             Ok(_) => self.tell(reference, false),
-            Err(error) => {
-                tracing::debug!(reference, %key, %error, "an image that was expected");
-                return false;
-            }
+            Err(error) => tracing::debug!(reference, %key, %error, "an image that was expected"),
         }
-        true
+        self.image(reference).is_some()
     }
 
     fn tell(&self, reference: &str, asked: bool) {
@@ -233,6 +230,17 @@ impl Images {
         if let Some(told) = self.on_search.get() {
             told(reference, key);
         }
+        let after = self.config.timeout;
+        let found = tokio::time::timeout(after, self.search(reference, key)).await;
+        found.unwrap_or_else(|_| {
+            Err(LookupError::Timeout {
+                reference: reference.to_owned(),
+                after,
+            })
+        })
+    }
+
+    async fn search(&self, reference: &str, key: &Digest) -> Result<Arc<Record>, LookupError> {
         let not_in_image = || LookupError::NotInImage {
             reference: reference.to_owned(),
             key: *key,
@@ -241,7 +249,8 @@ impl Images {
             let verdict = verdict(resolution, reference, key)?;
             Some(verdict.and_then(|()| self.recorded(reference, key).ok_or_else(not_in_image)))
         };
-        // What came of expecting the image counts where it says what the layer is; failures were not the engine's.
+        // What came of expecting the image counts where it says what the layer is; its
+        // failures, and what it took, are its own.
         let (expected, after) = (Flight::Expected.name(reference), self.config.timeout);
         match self.flights.existing(&expected, after).await {
             Some(Landed::Outcome(Ok(resolution))) => match found(&resolution) {
@@ -249,13 +258,7 @@ impl Images {
                 Some(Err(error)) if error.result() == LookupResult::No => return Err(error),
                 Some(Err(_)) | None => {}
             },
-            Some(Landed::Late) => {
-                return Err(LookupError::Timeout {
-                    reference: reference.to_owned(),
-                    after,
-                });
-            }
-            Some(Landed::Outcome(Err(_)) | Landed::Lost) | None => {}
+            Some(Landed::Outcome(Err(_)) | Landed::Lost | Landed::Late) | None => {}
         }
         // A flight for another platform's layer of the same index does not list this one: then one of its own follows.
         for flight in [Flight::Image, Flight::Layer(*key)] {

@@ -65,7 +65,7 @@ const FLAGS: [&str; 25] = [
 ];
 /// Those of one letter, of `pull` and of the others.
 const PULL_LETTERS: &[u8] = b"aq";
-const LETTERS: &[u8] = b"dithqP";
+const LETTERS: &[u8] = b"ditqP";
 /// Options with which no image is meant, or that of another platform.
 const OTHERWISE: [&str; 5] = ["--arch", "--os", "--platform", "--rootfs", "--variant"];
 /// Options that say when an image is pulled.
@@ -216,6 +216,7 @@ mod tests {
             "podman --root /r --log-level=debug --syslog -v image pull -aq --creds a:b docker://h:5000/app:1 h:5000/web:2",
             "/usr/bin/podman run -d --name web -e A=b --rm -p80:80 h:5000/app:1 run python",
             "podman run -it -dv /a:/b --volume=/c:/d --pull always h:5000/app:1",
+            "podman run -h web -dh web h:5000/app:1",
             "podman container create -- h:5000/app:1",
             "podman create --tls-verify=false --read-only --label x h:5000/app:1",
             "buildah from --quiet --name x h:5000/app:1",

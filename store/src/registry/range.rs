@@ -277,7 +277,9 @@ impl RangeBody {
     pub(super) async fn collect(mut self, all: &mut BytesMut) -> Result<(), RegistryError> {
         all.clear();
         all.reserve(usize::try_from(self.wanted).unwrap_or(0));
-        let until = self.transport.patience(self.wanted);
+        let until = self
+            .transport
+            .patience(self.wanted.saturating_add(self.skip));
         loop {
             let next = tokio::time::timeout_at(until, self.next()).await;
             match next.unwrap_or_else(|_| self.early(TOO_SLOW.to_owned())) {

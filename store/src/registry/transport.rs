@@ -31,15 +31,11 @@ const EXCERPT_SHOWN: usize = 200;
 /// for a longer one a new connection is cheaper.
 const UNWANTED_READ: usize = 64 << 10;
 
-/// Who sends fewer bytes a second than this, byte by byte, would keep readers and memory for as long as it likes.
-const SLOWEST: u64 = 16 << 10;
-/// What is said of them.
-pub(super) const TOO_SLOW: &str = "it came more slowly than 16 KiB a second";
-
-/// How long so many bytes may take to come: `start` whatever their number, and what they take at 16 KiB a second.
-pub(crate) const fn allowed(start: Duration, bytes: u64) -> Duration {
-    start.saturating_add(Duration::from_secs(bytes / SLOWEST))
-}
+/// Metadata that comes more slowly than this, in bytes a second, byte by byte, is not waited for: a 32nd, as so many
+/// may share a link, of 16 KiB.
+const SLOWEST: u64 = 512;
+/// What is said of it.
+pub(super) const TOO_SLOW: &str = "it came more slowly than 512 bytes a second";
 
 /// The HTTP clients and the rules for their use.
 #[derive(Debug)]
@@ -171,7 +167,7 @@ impl Transport {
     /// Until when a body of so many bytes at most, asked for now, is waited for. A lookup that never ends would keep its
     /// image from every later one.
     pub(super) fn patience(&self, bytes: u64) -> Instant {
-        Instant::now() + allowed(self.read_timeout, bytes)
+        Instant::now() + self.read_timeout + Duration::from_secs(bytes / SLOWEST)
     }
 
     /// The next piece of a body that must be there by then.

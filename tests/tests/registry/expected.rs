@@ -65,3 +65,29 @@ async fn a_tag_that_moved_since_is_looked_up_as_ever() {
     assert!(bench.images.image(&reference).is_none());
     assert_eq!(bench.lookup(&reference, &new).await.unwrap(), toc(&new));
 }
+
+#[tokio::test]
+async fn what_hangs_while_it_is_expected_keeps_no_later_lookup_from_its_own() {
+    let bench = Bench::with(config::Lookup {
+        timeout: Duration::from_secs(1),
+        ..config::Lookup::default()
+    });
+    let layers = [layer("motd", &Lazy::zstd_chunked())];
+    let reference = bench.publish("a/b", &layers);
+    let hang = Rule::blob(&layers[0].digest, Fault::Hold).times(1);
+    bench.server.faults().add(hang);
+    let expecting = {
+        let (images, reference) = (Arc::clone(&bench.images), reference.clone());
+        let key = key(&layers[0]);
+        tokio::spawn(async move { images.expect(&reference, &key).await })
+    };
+    bench.server.faults().held(1).await;
+    // It may wait for what is expected for as long as a lookup may take, and no other after it.
+    let _ = bench.lookup(&reference, &layers[0]).await;
+    assert_eq!(
+        bench.lookup(&reference, &layers[0]).await.unwrap(),
+        toc(&layers[0])
+    );
+    bench.server.faults().release();
+    assert!(expecting.await.unwrap());
+}

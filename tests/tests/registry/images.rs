@@ -27,7 +27,7 @@ impl Bench {
         Self::with(config::Lookup::default())
     }
 
-    fn with(lookup: config::Lookup) -> Self {
+    pub(super) fn with(lookup: config::Lookup) -> Self {
         let config = Config {
             lookup,
             ..Config::default()

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Action, Given, LayerKey, PlanId, Priority, Scheduler,
-    start::{AFTER_PLAN, LONGEST_AFTER_PLAN},
+    start::{AFTER_PLAN, BEFORE_EXEC, LONGEST_AFTER_PLAN},
     want::Status,
 };
 use crate::{
@@ -195,7 +195,7 @@ impl<B: Blob + ?Sized> Scheduler<B> {
             self.background.planned = u32::try_from(brought).unwrap_or(u32::MAX);
             self.background.missed = 0;
             // The start goes on where the plan has ended: no longer than when it was recorded, mostly.
-            let rest = rest.clamp(AFTER_PLAN, LONGEST_AFTER_PLAN);
+            let rest = (rest + BEFORE_EXEC).clamp(AFTER_PLAN, LONGEST_AFTER_PLAN);
             self.background.after_plan = now + rest;
             self.wake_at(self.background.after_plan);
         }

@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, time::Duration};
 
 use super::{
-    Action, Arrival, ChunkFailure, Cursor, DemandId, Given, LayerKey, Priority, RequestId,
-    Scheduler, want::Status,
+    Action, Arrival, ChunkFailure, Cursor, Given, LayerKey, Priority, RequestId, Scheduler,
+    want::Status,
 };
 use crate::fetch::{
     backoff::pause,
@@ -283,7 +283,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                     demand,
                     result: Err(given.clone()),
                 });
-                self.leaves(demand, layer);
             }
         }
         for plan in want.plans {
@@ -305,21 +304,6 @@ impl<B: Blob + ?Sized> Scheduler<B> {
                 self.background.layers.push_back(layer);
             }
             Cursor::At { .. } | Cursor::Off => {}
-        }
-    }
-
-    /// A reader that was told of a failure waits for no other chunk of its READ.
-    fn leaves(&mut self, demand: DemandId, layer: LayerKey) {
-        let mut left = Vec::new();
-        for want in self.layers[layer].wants.values_mut() {
-            let before = want.demands.len();
-            want.demands.retain(|other| *other != demand);
-            if want.demands.len() < before && want.demands.is_empty() {
-                left.extend(want.urgent_in.take());
-            }
-        }
-        for request in left {
-            self.reader_leaves(request);
         }
     }
 

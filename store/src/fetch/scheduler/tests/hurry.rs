@@ -147,31 +147,3 @@ fn what_hurries_again_in_the_same_step_goes_on_hurrying() {
     assert_eq!(bench.replies, [(2, Ok(()))]);
     assert_eq!(bench.hurried, [ahead]);
 }
-
-#[test]
-fn nothing_hurries_for_a_read_that_was_given_up() {
-    let mut bench = Bench::one(40);
-    bench.predict(1, "first", [1]);
-    bench.predict(2, "second", [2]);
-    let [first, second] = [0, 1].map(|n: usize| bench.requests[n].id);
-    bench.demand(1, 1..3);
-    assert_eq!(bench.hurried, [first, second]);
-    let never = Refusal {
-        why: "404".to_owned(),
-        retry: None,
-    };
-    bench.end(0, Err(never));
-    assert!(
-        matches!(bench.replies[..], [(1, Err(_))]),
-        "{:?}",
-        bench.replies
-    );
-    assert!(!bench.hurried.contains(&second));
-    // It still comes, for its plan.
-    let second = bench
-        .requests
-        .iter()
-        .position(|request| request.id == second);
-    bench.complete(second.unwrap());
-    assert_eq!(bench.brought.len(), 1);
-}

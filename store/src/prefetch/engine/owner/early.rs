@@ -23,9 +23,12 @@ const LOOKUP: Duration = Duration::from_secs(30);
 /// An image that was expected and not found as it was is not expected again within this time.
 const FAILED: Duration = Duration::from_secs(600);
 
-/// What is under way, by image.
+/// What is under way, by image, and until when images are not expected that were not found as expected.
 #[derive(Debug, Default)]
-pub(super) struct EarlyAnswers(HashMap<String, Answer>);
+pub(super) struct EarlyAnswers {
+    answers: HashMap<String, Answer>,
+    failed: HashMap<String, Instant>,
+}
 
 /// What was asked for of an image.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ struct Answer {
 impl EarlyAnswers {
     /// The lookup of an image has ended: nothing more is asked for ahead. What is answered holds what came.
     pub(super) fn close(&mut self, reference: &str) -> Option<Ahead> {
-        let ahead = self.0.remove(reference)?.ahead;
+        let ahead = self.answers.remove(reference)?.ahead;
         if let Some(ahead) = &ahead {
             ahead.close();
         }
@@ -52,26 +55,41 @@ impl EarlyAnswers {
 
     /// Lets go of what nobody came for.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, answer| {
-            if answer.until <= now {
-                answer.ahead = None;
+        let over = |_: &String, answer: &mut Answer| answer.until <= now;
+        for (reference, answer) in self.answers.extract_if(over) {
+            if answer.failed.is_cancelled() {
+                self.failed.insert(reference, now + FAILED);
             }
-            let failed = answer.failed.is_cancelled() && answer.until + FAILED > now;
-            answer.until > now || failed
-        });
+        }
+        self.failed.retain(|_, until| *until > now);
     }
 
     /// When there is something to let go of.
     pub(super) fn next(&self) -> Option<Instant> {
-        let held = self.0.values().filter(|answer| answer.ahead.is_some());
-        held.map(|answer| answer.until).min()
+        self.answers.values().map(|answer| answer.until).min()
+    }
+
+    /// Whether an image need not be expected: it is being asked for, or was not found a short while ago.
+    fn knows(&self, reference: &str) -> bool {
+        self.answers.contains_key(reference) || self.failed.contains_key(reference)
+    }
+
+    fn insert(&mut self, reference: &str, answer: Answer) -> &Answer {
+        if let Some(old) = self.answers.remove(reference)
+            && old.failed.is_cancelled()
+        {
+            let until = Instant::now() + FAILED;
+            self.failed.insert(reference.to_owned(), until);
+        }
+        let place = self.answers.entry(reference.to_owned());
+        place.insert_entry(answer).into_mut()
     }
 }
 
 impl Owner {
     /// A registry is being asked for an image: what a pull of it needed last time is asked for too.
     pub(super) fn searched(&mut self, reference: &str, key: &Digest) {
-        if let Some(answer) = self.early.0.get_mut(reference) {
+        if let Some(answer) = self.early.answers.get_mut(reference) {
             let expected = std::mem::take(&mut answer.expected);
             let other = !expected.is_empty() && !expected.contains(key);
             if !other && !answer.failed.is_cancelled() {
@@ -85,7 +103,7 @@ impl Owner {
 
     /// An engine that starts is going to pull an image: it is looked up now, with what a pull of it needed last time.
     pub(super) fn expected(&mut self, reference: &str) {
-        if self.early.0.contains_key(reference) || self.parts.library.knows(reference) {
+        if self.early.knows(reference) || self.parts.library.knows(reference) {
             return;
         }
         let requests = self.kept(reference);
@@ -146,8 +164,7 @@ impl Owner {
             expected,
             failed: CancellationToken::new(),
         };
-        let place = self.early.0.entry(reference.to_owned());
-        place.insert_entry(answer).into_mut()
+        self.early.insert(reference, answer)
     }
 
     /// Keeps what the next pull of an image asks for first.
