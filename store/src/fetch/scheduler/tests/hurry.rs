@@ -147,3 +147,26 @@ fn what_hurries_again_in_the_same_step_goes_on_hurrying() {
     assert_eq!(bench.replies, [(2, Ok(()))]);
     assert_eq!(bench.hurried, [ahead]);
 }
+
+#[test]
+fn who_comes_for_another_chunk_of_a_read_that_was_given_up_is_read_to() {
+    let mut bench = Bench::one(40);
+    bench.background();
+    let request = bench.requests[0].id;
+    let chunks: Vec<u32> = bench.requests[0]
+        .chunks
+        .iter()
+        .map(|(chunk, _)| *chunk)
+        .collect();
+    assert_eq!(chunks[..2], [0, 1]);
+    bench.demand(1, 0..2);
+    bench.arrive(0, Err(ChunkFailure::Store("full".to_owned())));
+    assert!(
+        matches!(bench.replies[..], [(1, Err(_))]),
+        "{:?}",
+        bench.replies
+    );
+    // The kernel asks again for the page that it needs.
+    bench.demand(2, 1..2);
+    assert!(!bench.held.contains(&request));
+}

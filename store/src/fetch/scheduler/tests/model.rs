@@ -111,6 +111,18 @@ impl Bench {
                 if want.status == Status::Requested {
                     let known = |id| scheduler.running.contains_key(id);
                     assert!(want.requests.iter().any(known), "{key}/{chunk} is nowhere");
+                    // Nobody waits for a body that is not read.
+                    let waits = |reader| scheduler.demands.contains_key(reader);
+                    let held = |id| {
+                        scheduler
+                            .running
+                            .get(id)
+                            .is_some_and(|running| running.held)
+                    };
+                    assert!(
+                        !want.demands.iter().any(waits) || !want.requests.iter().all(held),
+                        "{key}/{chunk} is held, and a reader waits for it"
+                    );
                 }
             }
         }
