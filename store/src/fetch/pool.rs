@@ -57,8 +57,8 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads for what is ahead of need, 0: one a processor but one; and half as many for what a reader waits
-    /// for.
+    /// Starts `threads` threads for what is ahead of need, 0: one a processor but one; and half as many for what a
+    /// reader waits for.
     pub(super) fn start(threads: usize) -> std::io::Result<Self> {
         let threads = match threads {
             // What an engine starts meanwhile has a processor to itself: one decodes more than most links carry.

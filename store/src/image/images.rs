@@ -249,8 +249,8 @@ impl Images {
             let verdict = verdict(resolution, reference, key)?;
             Some(verdict.and_then(|()| self.recorded(reference, key).ok_or_else(not_in_image)))
         };
-        // What came of expecting the image counts where it says what the layer is; its
-        // failures, and what it took, are its own.
+        // What came of expecting the image counts where it says what the layer is; its failures, and what it took, are
+        // its own.
         let (expected, after) = (Flight::Expected.name(reference), self.config.timeout);
         match self.flights.existing(&expected, after).await {
             Some(Landed::Outcome(Ok(resolution))) => match found(&resolution) {

@@ -332,11 +332,9 @@ impl Auth {
             cause,
         };
         let until = self.transport.patience(MAX_TOKEN_ANSWER as u64);
-        let piece = async |response: &mut Response| {
-            let piece = self.transport.piece_until(until, response).await;
-            piece.map_err(lost)
-        };
-        while let Some(piece) = piece(&mut response).await? {
+        while let Some(piece) =
+            (self.transport.piece_until(until, &mut response).await).map_err(lost)?
+        {
             body.extend_from_slice(&piece);
             if body.len() > MAX_TOKEN_ANSWER {
                 let limit = MAX_TOKEN_ANSWER as u64;

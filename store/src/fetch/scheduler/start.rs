@@ -19,11 +19,11 @@ pub(super) const BEFORE_PLAN: Duration = Duration::from_millis(500);
 /// The background lane stands still after a plan has ended, for as long as the plan's start took when it was recorded,
 /// but for this long at least: what it brings must be decoded, and the start needs the processors in these seconds.
 pub(super) const AFTER_PLAN: Duration = Duration::from_secs(2);
-/// Times are recorded from the first exec, and a plan may be followed before the engine has asked its registry anything:
-/// with a plan that has ended at once, the start still is about so far behind (0.5 s at 50 ms, `cargo xtask bench`).
-pub(super) const BEFORE_EXEC: Duration = Duration::from_millis(500);
 /// And for this long at the most: a recording may have taken minutes over a slow link.
 pub(super) const LONGEST_AFTER_PLAN: Duration = Duration::from_secs(10);
+/// Longer than the recorded start: that counts from the first exec, and a plan may be followed before the engine has asked
+/// its registry anything (0.3 s before the first exec at 50 ms, by samples of a bench's start).
+pub(super) const BEFORE_EXEC: Duration = Duration::from_millis(500);
 /// Background chunks being hashed or made holes at once.
 const BACKGROUND_LOCAL: usize = 16;
 /// A pass over a layer of which some chunks could not be had is repeated after this, doubled each time up to an hour.

@@ -1,5 +1,5 @@
-//! What is asked for while an image is being looked up, before its plan: started with the first lookup, or
-//! when an engine's command line names the image; kept beside the profiles when a start was learned.
+//! What is asked for while an image is being looked up, before its plan: started with the first lookup, or when an
+//! engine's command line names the image; kept beside the profiles when a start was learned.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +19,6 @@ use crate::{
 
 /// What was asked for ahead of a lookup that does not end is let go of after this time.
 const LOOKUP: Duration = Duration::from_secs(30);
-
 /// An image that was expected and not found as it was is not expected again within this time.
 const FAILED: Duration = Duration::from_secs(600);
 
@@ -89,6 +88,10 @@ impl EarlyAnswers {
 impl Owner {
     /// A registry is being asked for an image: what a pull of it needed last time is asked for too.
     pub(super) fn searched(&mut self, reference: &str, key: &Digest) {
+        let config = &self.parts.config;
+        if !config.enabled || config.early_bytes == 0 {
+            return;
+        }
         if let Some(answer) = self.early.answers.get_mut(reference) {
             let expected = std::mem::take(&mut answer.expected);
             let other = !expected.is_empty() && !expected.contains(key);
@@ -127,12 +130,8 @@ impl Owner {
         });
     }
 
-    /// What is kept of an image, if it may be used.
+    /// What is kept of an image, if it can be used.
     fn kept(&self, reference: &str) -> Option<EarlyRequests> {
-        let config = &self.parts.config;
-        if !config.enabled || config.early_bytes == 0 {
-            return None;
-        }
         EarlyRequests::load(&self.parts.early_dir, reference).unwrap_or_else(|error| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -149,15 +148,14 @@ impl Owner {
         requests: Option<EarlyRequests>,
         expected: Vec<Digest>,
     ) -> &Answer {
-        let known: HashSet<Digest> = (self.parts.library.images().iter())
-            .flat_map(|(_, layers)| layers.iter().map(|layer| *layer.blob()))
-            .collect();
-        let requests = requests.map(|mut requests| {
-            requests.leave_out(&known);
-            requests
-        });
         let _runtime = self.runtime.enter();
-        let ahead = requests.and_then(|requests| self.parts.lanes.ahead(reference, &requests));
+        let ahead = requests.and_then(|mut requests| {
+            let known: HashSet<Digest> = (self.parts.library.images().iter())
+                .flat_map(|(_, layers)| layers.iter().map(|layer| *layer.blob()))
+                .collect();
+            requests.leave_out(&known);
+            self.parts.lanes.ahead(reference, &requests)
+        });
         let answer = Answer {
             ahead,
             until: Instant::now() + LOOKUP,
